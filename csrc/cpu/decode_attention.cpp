@@ -1,0 +1,124 @@
+#include <memory>
+#include <vector>
+
+#include "cpu/checks.h"
+#include "cpu/isa.h"
+#include "cpu/ops.h"
+
+namespace fastgen {
+namespace {
+
+// Long enough that merging costs nothing, short enough that no core waits for one long head.
+constexpr int kPartSlots = 1024;
+
+// The parts of one (request, head): parts[first, first + count).
+struct Job {
+  int64_t first;
+  int count;
+};
+
+}  // namespace
+
+void decode_attention(const Tensor& query, const Tensor& token_index, const Tensor& lanes,
+                      const Tensor& block_rows, int64_t layer, double scale, std::string pool,
+                      const Tensor& arena, const Tensor& heads, Tensor values, Tensor output) {
+  const Checks check("decode_attention");
+  DecodeArgs a = {};
+  a.pool = check.arena(arena);
+  check.layer(layer, a.pool);
+  check.rows("query", query, arena.scalar_type(), {kAny, kAny, a.pool.head_size});
+  a.group_size = check.group_size(query, a.pool);
+  check.rows("output", output, arena.scalar_type(),
+             {query.size(0), query.size(1), a.pool.head_size});
+  a.pooling = check.pooling(pool);
+  check.contiguous("token_index", token_index, ScalarType::Long, {kAny});
+  const int64_t requests = token_index.size(0);
+  check.contiguous("lanes", lanes, ScalarType::Int, {requests});
+  check.rows("block_rows", block_rows, ScalarType::Int, {requests, kAny});
+  check.contiguous("heads", heads, ScalarType::Int,
+                   {kAny, a.pool.num_layers, a.pool.num_heads, kHeadFields});
+  const int64_t pages_per_block = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
+  check.contiguous("values", values, ScalarType::Float,
+                   {arena.size(1), pages_per_block, a.pool.page_slots});
+
+  a.query = static_cast<const char*>(query.data_ptr());
+  a.query_token_stride = query.stride(0);
+  a.query_head_stride = query.stride(1);
+  a.output = static_cast<char*>(output.data_ptr());
+  a.output_token_stride = output.stride(0);
+  a.output_head_stride = output.stride(1);
+  a.token_index = static_cast<const int64_t*>(token_index.data_ptr());
+  a.lanes = static_cast<const int32_t*>(lanes.data_ptr());
+  a.block_rows = static_cast<const int32_t*>(block_rows.data_ptr());
+  a.row_stride = block_rows.stride(0);
+  a.layer = static_cast<int>(layer);
+  a.scale = static_cast<float>(scale);
+  a.heads = static_cast<const HeadRecord*>(heads.data_ptr());
+  a.values = static_cast<float*>(values.data_ptr());
+  a.part_pages = std::max(1, kPartSlots / a.pool.page_slots);
+
+  // Only a head of several parts that stores by value needs its scores after its parts are done.
+  const int part_slots = a.part_pages * a.pool.page_slots;
+  const int64_t scores_size = static_cast<int64_t>(a.group_size) * part_slots;
+  const int64_t state_size =
+      whole_lines(static_cast<int64_t>(a.group_size) * (a.pool.head_size + 2));
+  std::vector<DecodePart> parts;
+  std::vector<int64_t> job_of_part;
+  std::vector<Job> jobs;
+  int64_t kept_scores = 0;
+  for (int request = 0; request < requests; ++request) {
+    for (int head = 0; head < a.pool.num_heads; ++head) {
+      const HeadRecord& record =
+          a.heads[a.lanes[request] * pages_per_block + layer * a.pool.num_heads + head];
+      require(record.length > 0, "decode_attention: heads must have a LENGTH of at least 1, head ",
+              head, " of lane ", a.lanes[request], " has ", record.length);
+      const int count = (record.length + part_slots - 1) / part_slots;
+      jobs.push_back({static_cast<int64_t>(parts.size()), count});
+      for (int i = 0; i < count; ++i) {
+        const int left = record.length - i * part_slots;
+        parts.push_back(
+            {request, head, i * a.part_pages, std::min(left, part_slots), nullptr, nullptr});
+        job_of_part.push_back(static_cast<int64_t>(jobs.size()) - 1);
+      }
+      if (count > 1 && record.rule == kByValue) kept_scores += count;
+    }
+  }
+
+  const int64_t num_parts = static_cast<int64_t>(parts.size());
+  const int64_t workspace = decode_workspace(a) + scores_size;
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  thread_local Scratch scratch;
+  float* states =
+      scratch.floats(num_parts * state_size + kept_scores * scores_size + threads * workspace);
+  float* scores = states + num_parts * state_size;
+  float* workspaces = scores + kept_scores * scores_size;
+  std::unique_ptr<std::atomic<int>[]> waiting(new std::atomic<int>[jobs.size()]);
+  for (size_t j = 0; j < jobs.size(); ++j) {
+    waiting[j].store(jobs[j].count, std::memory_order_relaxed);
+    DecodePart* part = &parts[jobs[j].first];
+    const HeadRecord& record =
+        a.heads[a.lanes[part->request] * pages_per_block + layer * a.pool.num_heads + part->head];
+    for (int i = 0; i < jobs[j].count; ++i) {
+      part[i].state = states + (jobs[j].first + i) * state_size;
+      if (jobs[j].count > 1 && record.rule == kByValue) {
+        part[i].scores = scores;
+        scores += scores_size;
+      }
+    }
+  }
+
+  const Kernels& kernel = kernels();
+  for_each_item(num_parts, [&](int64_t worker, int64_t item) {
+    DecodePart& part = parts[item];
+    float* rows = workspaces + worker * workspace;
+    if (part.scores == nullptr) part.scores = rows + decode_workspace(a);
+    kernel.decode_part(a, part, rows);
+    const int64_t job = job_of_part[item];
+    // Who finishes a head's last part merges them all.
+    if (waiting[job].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      kernel.decode_finish(a, &parts[jobs[job].first], jobs[job].count);
+    }
+  });
+}
+
+}  // namespace fastgen

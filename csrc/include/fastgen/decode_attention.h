@@ -1,0 +1,229 @@
+// Decode attention: one query per request over the ragged pages of each head.
+//
+//   decode_part    item = (request, head, run of pages): softmax over the run, page by page, each
+//                  byte of K and V read once for all G query heads; writes one unmerged state.
+//   decode_finish  item = (request, head): merges its parts in page order, writes the output rows
+//                  and, for heads that store by value, adds the pooled probabilities to `values`.
+// Parts have a fixed length, so results depend neither on the number of threads nor on the other
+// requests of the step. Bytes: 2 * D elements per slot; 4 * G per slot of scores stay in cache.
+// K and V of a page are taken together, so that the prefetch runs a whole page ahead; heads that
+// store by value keep their scores, because probabilities are known only after the last page.
+//
+// State of a part, in floats: [G, D] sum of exp(score - maximum) * V, [G] maximum, [G] sum of exp.
+#pragma once
+
+#include "fastgen/dot_tile.h"
+
+namespace fastgen {
+namespace FASTGEN_ISA {
+
+// sum[g, d:d+kVectors*kLanes] += p[g, t] * V[t, ...] over the tokens of one page. A page is summed
+// by itself first: over long heads that loses less than one running sum.
+template <int kRows, int kVectors, typename T>
+FASTGEN_INLINE void weigh_rows(const float* p, int64_t p_stride, int num_tokens, const T* v,
+                               const T* ahead, int64_t head_size, float* sum) {
+  Floats acc[kRows][kVectors] = {};
+  for (int t = 0; t < num_tokens; ++t) {
+    const T* token = v + static_cast<int64_t>(t) * head_size;
+    for (int byte = 0; byte < static_cast<int>(kVectors * kLanes * sizeof(T)); byte += 64) {
+      prefetch(reinterpret_cast<const char*>(ahead + static_cast<int64_t>(t) * head_size) + byte);
+    }
+    Floats x[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) x[j] = load(token + j * kLanes);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) acc[r][j] += p[r * p_stride + t] * x[j];
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      float* to = sum + r * head_size + j * kLanes;
+      save(to, load(to) + acc[r][j]);
+    }
+  }
+}
+
+template <int kVectors, typename T>
+FASTGEN_INLINE void weigh_columns(const float* p, int64_t p_stride, int num_rows, int num_tokens,
+                                  const T* v, const T* ahead, int64_t head_size, float* sum) {
+  int r = 0;
+  for (; r + 4 <= num_rows; r += 4) {
+    weigh_rows<4, kVectors>(p + r * p_stride, p_stride, num_tokens, v, ahead, head_size,
+                            sum + r * head_size);
+  }
+  const float* rest = p + r * p_stride;
+  float* to = sum + r * head_size;
+  if (num_rows - r == 3) {
+    weigh_rows<3, kVectors>(rest, p_stride, num_tokens, v, ahead, head_size, to);
+  }
+  if (num_rows - r == 2) {
+    weigh_rows<2, kVectors>(rest, p_stride, num_tokens, v, ahead, head_size, to);
+  }
+  if (num_rows - r == 1) {
+    weigh_rows<1, kVectors>(rest, p_stride, num_tokens, v, ahead, head_size, to);
+  }
+}
+
+template <typename T>
+static void weigh_page(const float* p, int64_t p_stride, int num_rows, int num_tokens, const T* v,
+                       const T* ahead, int64_t head_size, float* sum) {
+  constexpr int kWide = kMaxRegisters / 8;  // four rows of accumulators fill half the registers
+  int64_t d = 0;
+  for (; d + kWide * kLanes <= head_size; d += kWide * kLanes) {
+    weigh_columns<kWide>(p, p_stride, num_rows, num_tokens, v + d, ahead + d, head_size, sum + d);
+  }
+  for (; d < head_size; d += 2 * kLanes) {
+    weigh_columns<2>(p, p_stride, num_rows, num_tokens, v + d, ahead + d, head_size, sum + d);
+  }
+}
+
+static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
+  const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
+  return a.heads[static_cast<int64_t>(a.lanes[part.request]) * heads_of_lane +
+                 a.layer * a.pool.num_heads + part.head];
+}
+
+template <typename T>
+static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* rows) {
+  const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
+  const int num_pages = (part.num_slots + slots - 1) / slots;
+  const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
+  const HeadRecord& head = head_of(a, part);
+  const int32_t* row = a.block_rows + part.request * a.row_stride;
+  const auto page_of = [&](int page) {
+    const int32_t stream = stream_page_of(head, part.first_page + page);
+    return reinterpret_cast<const T*>(stream_page(a.pool, row, stream).data);
+  };
+  const int64_t half_page = static_cast<int64_t>(slots) * d;
+
+  const T* query = reinterpret_cast<const T*>(a.query) +
+                   a.token_index[part.request] * a.query_token_stride +
+                   static_cast<int64_t>(part.head) * group * a.query_head_stride;
+  load_rows(query, a.query_head_stride, group, d, a.scale, rows);
+
+  float* sum = part.state;
+  float* most = sum + static_cast<int64_t>(group) * d;
+  float* total = most + group;
+  float* weights = rows + static_cast<int64_t>(group) * d;        // [G, S]
+  float* totals = weights + static_cast<int64_t>(group) * slots;  // [G, kLanes]
+  for (int g = 0; g < group; ++g) {
+    most[g] = kLowest;
+    save(totals + g * kLanes, Floats{});
+    for (int i = 0; i < d; i += kLanes) save(sum + g * d + i, Floats{});
+  }
+
+  const T* page = page_of(0);
+  for (int i = 0; i < num_pages; ++i) {
+    const T* next = i + 1 == num_pages ? page : page_of(i + 1);
+    const int left = part.num_slots - i * slots;
+    const int tokens = left < slots ? left : slots;
+    float* scores = part.scores + i * slots;
+    for (int t = 0; t < slots; t += kTile) {
+      dot_tile(rows, group, d, page + t, slots, next + t, scores + t, score_stride);
+    }
+    for (int g = 0; g < group; ++g) {
+      float* s = scores + g * score_stride;
+      for (int t = tokens; t < slots; ++t) s[t] = kLowest;
+      Floats page_most = broadcast(most[g]);
+      for (int t = 0; t < slots; t += kLanes) page_most = maximum(page_most, load(s + t));
+      const float now = reduce_max(page_most);
+      Floats lanes_total = load(totals + g * kLanes);
+      if (now > most[g]) {
+        const float shrink = exp_nonpositive(most[g] - now);
+        lanes_total *= shrink;
+        for (int j = 0; j < d; j += kLanes) save(sum + g * d + j, load(sum + g * d + j) * shrink);
+        most[g] = now;
+      }
+      for (int t = 0; t < slots; t += kLanes) {
+        const Floats e = exp_nonpositive(load(s + t) - now);
+        save(weights + g * slots + t, e);
+        lanes_total += e;
+      }
+      save(totals + g * kLanes, lanes_total);
+    }
+    weigh_page(weights, slots, group, tokens, page + half_page, next + half_page, d, sum);
+    page = next;
+  }
+  for (int g = 0; g < group; ++g) total[g] = reduce_sum(load(totals + g * kLanes));
+}
+
+static void decode_part(const DecodeArgs& a, const DecodePart& part, float* workspace) {
+  with_type(a.pool.dtype, [&](auto type) {
+    decode_part_of<typename decltype(type)::Element>(a, part, workspace);
+  });
+}
+
+// Turns the parts' sums into the factors that make exp(score - maximum) probabilities.
+FASTGEN_INLINE void merge_weights(const DecodeArgs& a, const DecodePart* parts, int num_parts) {
+  const int64_t maxima = static_cast<int64_t>(a.group_size) * a.pool.head_size;
+  for (int g = 0; g < a.group_size; ++g) {
+    float most = kLowest;
+    for (int i = 0; i < num_parts; ++i) {
+      const float m = parts[i].state[maxima + g];
+      most = m > most ? m : most;
+    }
+    float total = 0.f;
+    for (int i = 0; i < num_parts; ++i) {
+      const float* m = parts[i].state + maxima + g;
+      total += exp_nonpositive(*m - most) * m[a.group_size];
+    }
+    for (int i = 0; i < num_parts; ++i) {
+      float* m = parts[i].state + maxima + g;
+      m[a.group_size] = exp_nonpositive(*m - most) / total;
+    }
+  }
+}
+
+FASTGEN_INLINE void add_values(const DecodeArgs& a, const DecodePart& part) {
+  const int slots = a.pool.page_slots, group = a.group_size;
+  const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
+  const float* most = part.state + static_cast<int64_t>(group) * a.pool.head_size;
+  const float* factor = most + group;
+  const HeadRecord& head = head_of(a, part);
+  const int32_t* row = a.block_rows + part.request * a.row_stride;
+  for (int first = 0; first < part.num_slots; first += slots) {
+    const int32_t stream = stream_page_of(head, part.first_page + first / slots);
+    float* values = a.values + stream_page(a.pool, row, stream).meta_slot;
+    const int left = part.num_slots - first;
+    // Slots past the end of the head have probability 0, up to the end of the page.
+    for (int t = 0; t < slots && t < left; t += kLanes) {
+      Floats pooled = pool_init(a.pooling);
+      for (int g = 0; g < group; ++g) {
+        const Floats s = load(part.scores + g * score_stride + first + t) - most[g];
+        pooled = pool_add(a.pooling, pooled, exp_nonpositive(s) * factor[g]);
+      }
+      save(values + t, load(values + t) + pool_result(a.pooling, pooled, group));
+    }
+  }
+}
+
+static void decode_finish(const DecodeArgs& a, const DecodePart* parts, int num_parts) {
+  const int d = a.pool.head_size, group = a.group_size;
+  const DecodePart& first = parts[0];
+  const int64_t factors = static_cast<int64_t>(group) * (d + 1);
+  merge_weights(a, parts, num_parts);
+  with_type(a.pool.dtype, [&](auto type) {
+    auto* output = reinterpret_cast<typename decltype(type)::Element*>(a.output) +
+                   a.token_index[first.request] * a.output_token_stride +
+                   static_cast<int64_t>(first.head) * group * a.output_head_stride;
+    for (int g = 0; g < group; ++g) {
+      for (int i = 0; i < d; i += kLanes) {
+        Floats sum = {};
+        for (int part = 0; part < num_parts; ++part) {
+          const float* state = parts[part].state;
+          sum += load(state + g * d + i) * state[factors + g];
+        }
+        for (int j = 0; j < kLanes; ++j) narrow(sum[j], output + g * a.output_head_stride + i + j);
+      }
+    }
+  });
+  if (head_of(a, first).rule != kByValue) return;
+  for (int part = 0; part < num_parts; ++part) add_values(a, parts[part]);
+}
+
+}  // namespace FASTGEN_ISA
+}  // namespace fastgen

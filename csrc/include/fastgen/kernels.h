@@ -1,0 +1,121 @@
+// What launchers hand to kernels: plain structs of raw pointers, and one table of kernels per
+// instruction set. Kernels know neither torch nor threads; a launcher calls them once per work
+// item.
+#pragma once
+
+#include <cstdint>
+
+#include "fastgen/head_record.h"
+#include "fastgen/pages.h"
+
+namespace fastgen {
+
+// How the probabilities of the G query heads of a head become one number per token.
+enum Pooling { kMean, kMax, kMin };
+
+// Slots or tokens that kernels handle together; S is a multiple.
+constexpr int kTile = 32;
+
+struct AttentionMassArgs {
+  PagePool pool;
+  const char* query;  // [W, H*G, D]
+  int64_t query_token_stride;
+  int64_t query_head_stride;
+  int num_queries;     // W
+  int group_size;      // G
+  int first_position;  // position of query 0
+  int layer;
+  const int32_t* block_row;
+  float scale;
+  Pooling pooling;
+  int block_queries;  // queries of one normalise item
+  float* rows;        // [H, W*G, D] scaled queries, written by normalise, read by accumulate
+  float* maximum;     // [H, W*G] greatest score of each row
+  float* inverse;     // [H, W*G] 1 / sum of exp(score - maximum)
+  float* mass;        // [H, >= first_position + W]
+  int64_t mass_stride;
+};
+
+struct CompactArgs {
+  PagePool pool;
+  const int32_t* old_row;
+  const int32_t* new_row;
+  const int32_t* kept;        // [K] token positions
+  const int64_t* kept_start;  // [L*H + 1]
+  const float* kept_value;    // [K]
+  const HeadRecord* heads;    // [L*H]
+  int32_t* positions;         // [B, L*H, S]
+  float* values;              // [B, L*H, S]
+};
+
+struct StoreArgs {
+  PagePool pool;
+  const char* key;  // [T, H, D]
+  int64_t key_token_stride;
+  int64_t key_head_stride;
+  const char* value;  // [T, H, D]
+  int64_t value_token_stride;
+  int64_t value_head_stride;
+  const int64_t* token_index;  // [R]
+  const int32_t* lanes;        // [R]
+  const int32_t* block_rows;   // [R, row_stride]
+  int64_t row_stride;
+  const int32_t* token_position;  // [R]
+  const int32_t* token_class;     // [R]
+  int layer;
+  HeadRecord* heads;   // [lanes, L, H]
+  int32_t* positions;  // [B, L*H, S]
+  float* values;       // [B, L*H, S]
+};
+
+struct DecodeArgs {
+  PagePool pool;
+  const char* query;  // [T, H*G, D]
+  int64_t query_token_stride;
+  int64_t query_head_stride;
+  char* output;  // [T, H*G, D]
+  int64_t output_token_stride;
+  int64_t output_head_stride;
+  const int64_t* token_index;  // [R]
+  const int32_t* lanes;        // [R]
+  const int32_t* block_rows;   // [R, row_stride]
+  int64_t row_stride;
+  int group_size;  // G
+  int layer;
+  float scale;
+  Pooling pooling;
+  const HeadRecord* heads;  // [lanes, L, H]
+  float* values;            // [B, L*H, S]
+  int part_pages;           // pages of one part
+};
+
+// A part is a run of pages of one (request, head); long heads are several work items.
+struct DecodePart {
+  int32_t request;
+  int32_t head;
+  int32_t first_page;
+  int32_t num_slots;
+  float* state;   // [G * (D + 2)] unnormalised output, maxima, sums; see decode_attention.h
+  float* scores;  // [G, part_pages * S] scaled dot products
+};
+
+struct Kernels {
+  const char* isa;
+  void (*mass_normalise)(const AttentionMassArgs&, int head, int query_block, float* workspace);
+  void (*mass_accumulate)(const AttentionMassArgs&, int head, int tile, float* workspace);
+  void (*compact)(const CompactArgs&, int layer_head, int page);
+  void (*store)(const StoreArgs&, int request, int head);
+  void (*decode_part)(const DecodeArgs&, const DecodePart&, float* workspace);
+  void (*decode_finish)(const DecodeArgs&, const DecodePart* parts, int num_parts);
+};
+
+// Floats of workspace that one worker needs.
+static inline int64_t mass_workspace(const AttentionMassArgs& a) {
+  const int64_t rows = static_cast<int64_t>(a.block_queries) * a.group_size;
+  return kTile * (a.pool.head_size + 3 * rows);
+}
+static inline int64_t decode_workspace(const DecodeArgs& a) {
+  return static_cast<int64_t>(a.group_size) * (a.pool.head_size + a.pool.page_slots + kTile);
+}
+
+}  // namespace fastgen

@@ -1,0 +1,182 @@
+// Vectors of float at the width of the instruction set being compiled, through GCC's vector types.
+//
+// Included only by the per-level files in csrc/cpu/isa_*.cpp, which define FASTGEN_ISA and
+// FASTGEN_VECTOR_BYTES: g++ before 13 expands macros before it sees a target pragma, so __AVX2__
+// and the like say nothing here. Every function is static: a weak symbol compiled for AVX-512 could
+// be linked for all levels and crash an older processor.
+#pragma once
+
+#include <cstdint>
+
+#include "fastgen/kernels.h"
+#if defined(__x86_64__)
+// g++ 12 calls the undefined vectors that its own intrinsics start from uninitialized.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
+
+#define FASTGEN_INLINE static inline __attribute__((always_inline))
+
+namespace fastgen {
+namespace FASTGEN_ISA {
+
+constexpr int kVectorBytes = FASTGEN_VECTOR_BYTES;
+constexpr int kMaxRegisters = kVectorBytes == 64 ? 32 : 16;
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float Floats __attribute__((vector_size(kVectorBytes)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+// Stands for minus infinity where inf - inf would give NaN.
+constexpr float kLowest = -1e30f;
+
+FASTGEN_INLINE Floats broadcast(float x) { return x - Floats{}; }
+
+FASTGEN_INLINE Floats load(const float* p) {
+  Floats x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+FASTGEN_INLINE Ints load(const int32_t* p) {
+  Ints x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// g++ 12 splits __builtin_convertvector of the wider types into halves.
+FASTGEN_INLINE Bits load_bits(const uint16_t* p) {
+#if FASTGEN_VECTOR_BYTES == 64
+  return (Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif FASTGEN_VECTOR_BYTES == 32
+  return (Bits)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  uint16_t __attribute__((vector_size(kVectorBytes / 2))) x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, Bits);
+#endif
+}
+
+FASTGEN_INLINE Floats load(const BFloat* p) { return (Floats)(load_bits(&p->bits) << 16); }
+
+FASTGEN_INLINE Floats load(const Half* p) {
+#if FASTGEN_VECTOR_BYTES == 64
+  return (Floats)_mm512_maskz_cvtph_ps(0xffff,
+                                       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif FASTGEN_VECTOR_BYTES == 32
+  return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  const Bits half = load_bits(&p->bits);
+  const Bits exponent = half & 0x7c00u;
+  const Bits magnitude = (half & 0x7fffu) << 13;
+  const Bits normal = magnitude + (112u << 23);
+  const Bits special = magnitude + (224u << 23);  // infinity and NaN
+  const Bits shifted = magnitude + (113u << 23);
+  const Floats subnormal = (Floats)shifted - 6.103515625e-05f;  // 2^-14
+  const Bits finite = exponent == 0u ? (Bits)subnormal : normal;
+  return (Floats)((exponent == 0x7c00u ? special : finite) | ((half & 0x8000u) << 16));
+#endif
+}
+
+FASTGEN_INLINE void save(float* p, Floats x) { __builtin_memcpy(p, &x, sizeof x); }
+
+FASTGEN_INLINE void narrow(float x, float* to) { *to = x; }
+
+// Round to nearest, ties to even, in both.
+FASTGEN_INLINE void narrow(float x, BFloat* to) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  to->bits = static_cast<uint16_t>(x != x ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+FASTGEN_INLINE void narrow(float x, Half* to) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 16) & 0x8000u;
+  u &= 0x7fffffffu;
+  // Adding 0.5 puts a subnormal half's last bit at the last bit of the float's mantissa.
+  float magnitude;
+  __builtin_memcpy(&magnitude, &u, 4);
+  const float shifted = magnitude + 0.5f;
+  uint32_t subnormal;
+  __builtin_memcpy(&subnormal, &shifted, 4);
+  const uint32_t normal = (u + 0xc8000fffu + ((u >> 13) & 1u)) >> 13;
+  const uint32_t finite = u < 0x38800000u ? subnormal - 0x3f000000u : normal;
+  const uint32_t special = u > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  to->bits = static_cast<uint16_t>(sign | (u >= 0x47800000u ? special : finite));
+}
+
+FASTGEN_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+FASTGEN_INLINE Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
+
+// x with lane i taken from lane i ^ distance: a butterfly is log2(kLanes) of these.
+FASTGEN_INLINE Floats swap_lanes(Floats x, int distance) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i ^ distance;
+  return __builtin_shuffle(x, lane);
+}
+FASTGEN_INLINE float reduce_max(Floats x) {
+#pragma GCC unroll 4
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    x = maximum(x, swap_lanes(x, distance));
+  }
+  return x[0];
+}
+FASTGEN_INLINE float reduce_sum(Floats x) {
+#pragma GCC unroll 4
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += swap_lanes(x, distance);
+  return x[0];
+}
+
+// e^x for x <= 0, relative error about 1e-7; exactly 0 below the least normal result.
+FASTGEN_INLINE Floats exp_nonpositive(Floats x) {
+  const float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats n = shifted - kRound;
+  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.f);
+  const Bits power = ((Bits)shifted + (127u - 0x4b400000u)) << 23;  // 2^n
+  return x < -87.3f ? Floats{} : p * (Floats)power;
+}
+FASTGEN_INLINE float exp_nonpositive(float x) { return exp_nonpositive(broadcast(x))[0]; }
+
+FASTGEN_INLINE Floats pool_init(Pooling pooling) {
+  return broadcast(pooling == kMean ? 0.f : pooling == kMax ? -1.f : 2.f);
+}
+FASTGEN_INLINE Floats pool_add(Pooling pooling, Floats state, Floats probability) {
+  if (pooling == kMean) return state + probability;
+  return pooling == kMax ? maximum(state, probability) : minimum(state, probability);
+}
+FASTGEN_INLINE Floats pool_result(Pooling pooling, Floats state, int group_size) {
+  return pooling == kMean ? state * (1.f / static_cast<float>(group_size)) : state;
+}
+
+FASTGEN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+template <typename T>
+struct Type {
+  typedef T Element;
+};
+
+// Runs `body` with the Type<> of the elements of `dtype`.
+template <typename Body>
+FASTGEN_INLINE void with_type(DataType dtype, const Body& body) {
+  if (dtype == kFloat32) return body(Type<float>());
+  if (dtype == kFloat16) return body(Type<Half>());
+  return body(Type<BFloat>());
+}
+
+}  // namespace FASTGEN_ISA
+}  // namespace fastgen

@@ -1,0 +1,71 @@
+"""Dimension letters, cache geometry and the head record that kernels read.
+
+Letters used in every shape comment of the project:
+
+    L  layers that own KV            S  slots of a page (= vLLM's block_size)
+    H  KV heads of this rank         N  tokens of a prompt
+    G  query heads per KV head       R  requests of a step
+    D  head size                     B  blocks of the pool
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+
+@dataclass(frozen=True)
+class CacheGeometry:
+    """What one vLLM block holds, for one rank.
+
+    A block is ``L * H`` pages; a page is ``S`` slots of one (layer, head).
+    """
+
+    num_layers: int  # L
+    num_kv_heads: int  # H
+    group_size: int  # G
+    head_size: int  # D
+    block_size: int  # S
+    num_blocks: int  # B
+
+    @property
+    def pages_per_block(self) -> int:
+        """Pages of one block: ``L * H``."""
+        return self.num_layers * self.num_kv_heads
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of the whole pool: ``B * L * H``."""
+        return self.num_blocks * self.pages_per_block
+
+
+class HeadField(IntEnum):
+    """Columns of a head record, an int32 row of the tensor ``heads[lane, L, H, :]``.
+
+    A *lane* is the worker's row number for one compacted request. The csrc twin is
+    ``HeadRecord`` in ``csrc/include/fastgen/head_record.h``; keep both in one order.
+    """
+
+    FIRST_PAGE = 0  # first stream page of the head's fixed interval
+    NUM_PAGES = 1  # pages of the fixed interval
+    GROWTH_PAGE = 2  # full heads: stream page that follows the fixed interval
+    GROWTH_STRIDE = 3  # full heads: distance between growth pages (= n_full)
+    LENGTH = 4  # slots in use
+    RULE = 5  # StoreRule
+    PROTECTS = 6  # TokenClass bits that this head never frees
+    WINDOW = 7  # most recent tokens that are never freed
+    OBSERVED_FROM = 8  # first observed query position, for averaging values
+
+
+class StoreRule(IntEnum):
+    """Where a new token goes when a head stores it."""
+
+    APPEND = 0  # full head: always the next slot
+    BY_VALUE = 1  # capped: replace the token with the least average attention
+    BY_AGE = 2  # capped: replace the oldest token
+
+
+class TokenClass(IntFlag):
+    """What a token is, as far as policies care."""
+
+    PLAIN = 0
+    SPECIAL = 1
+    PUNCTUATION = 2

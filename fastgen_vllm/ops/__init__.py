@@ -1,0 +1,25 @@
+"""The kernels: ``torch.ops.fastgen.*`` with documented wrappers. Importing this loads them."""
+
+from importlib import import_module
+
+import torch
+
+try:
+    import_module("fastgen_vllm._C")  # registers torch.ops.fastgen
+except ImportError as error:
+    raise ImportError(
+        f"the compiled kernels fastgen_vllm._C cannot be loaded ({error}); "
+        "build them with `make setup`"
+    ) from error
+
+from fastgen_vllm.ops.attention_mass import attention_mass
+from fastgen_vllm.ops.compact import compact
+from fastgen_vllm.ops.decode_attention import decode_attention
+from fastgen_vllm.ops.store import store
+
+__all__ = ["attention_mass", "compact", "decode_attention", "isa", "store"]
+
+
+def isa() -> str:
+    """Name the instruction set in use: ``"baseline"``, ``"avx2"`` or ``"avx512"``."""
+    return str(torch.ops.fastgen.isa())

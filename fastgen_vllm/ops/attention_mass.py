@@ -1,0 +1,45 @@
+"""The attention mass that a prompt's last queries give to each of its tokens."""
+
+import torch
+from torch import Tensor
+
+
+def attention_mass(
+    query: Tensor,
+    arena: Tensor,
+    layer: int,
+    block_row: Tensor,
+    first_position: int,
+    scale: float,
+    pool: str,
+    mass: Tensor,
+) -> None:
+    """Add the attention of ``W`` consecutive queries of one layer to ``mass``.
+
+    For each query at position ``i``, each head ``h`` and each token ``n <= i``::
+
+        p[g] = softmax over tokens 0..i of scale * (query head h*G+g . key of n)
+        mass[h, n] += pool over g of p[g]
+
+    Queries are added in ascending order, each independent of the others, so splitting them over
+    several calls gives the same bits.
+
+    Args:
+        query: ``[W, H*G, D]`` queries at positions ``first_position .. first_position+W-1``, of
+            the arena's dtype; last dimension contiguous.
+        arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
+            dimensions contiguous, ``S`` and ``D`` multiples of 32.
+        layer: in ``[0, L)``.
+        block_row: int32 ``[>= ceil((first_position+W) / S)]``, the prompt's stock blocks in order.
+        first_position: position of the first query, in tokens.
+        scale: factor of the scores, usually ``D**-0.5``.
+        pool: ``"mean"``, ``"max"`` or ``"min"`` over the ``G`` query heads of a head.
+        mass: float32 ``[H, >= first_position+W]``, last dimension contiguous. Changed in place;
+            later tokens are left alone.
+
+    Raises:
+        ValueError: an argument has another shape, dtype, layout or range than stated.
+    """
+    torch.ops.fastgen.attention_mass(
+        query, arena, layer, block_row, first_position, scale, pool, mass
+    )

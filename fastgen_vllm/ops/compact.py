@@ -1,0 +1,41 @@
+"""Copying a request's kept tokens from its prompt's blocks into fresh ones."""
+
+import torch
+from torch import Tensor
+
+
+def compact(
+    arena: Tensor,
+    old_row: Tensor,
+    new_row: Tensor,
+    kept: Tensor,
+    kept_start: Tensor,
+    kept_value: Tensor,
+    heads: Tensor,
+    positions: Tensor,
+    values: Tensor,
+) -> None:
+    """Move the kept tokens of one request, all layers, from stock pages to its page stream.
+
+    Token ``kept[kept_start[l*H+h] + i]`` of head ``(l, h)`` becomes slot ``i`` of that head; its
+    position and starting value become that slot's metadata. Old blocks are only read.
+
+    Args:
+        arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
+            dimensions contiguous, ``S`` and ``D`` multiples of 32. Changed in place.
+        old_row: int32 ``[ceil(N / S)]``, the prompt's stock blocks in order.
+        new_row: int32, the blocks of the page stream in order; none of them is in ``old_row``.
+        kept: int32 ``[K]`` token positions, head after head in ``(l, h)`` order.
+        kept_start: int64 ``[L*H + 1]``, half-open bounds of each head in ``kept``.
+        kept_value: float32 ``[K]`` accumulated attention mass; ``+inf`` marks a protected token.
+        heads: int32 ``[L, H, 9]`` head records (``HeadField``), ``LENGTH`` = tokens kept.
+        positions: int32 ``[B, L*H, S]`` token position of each slot. Changed in place.
+        values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
+
+    Raises:
+        ValueError: an argument has another shape, dtype or layout than stated, or ``kept_start``
+            disagrees with ``kept`` or with a ``LENGTH``.
+    """
+    torch.ops.fastgen.compact(
+        arena, old_row, new_row, kept, kept_start, kept_value, heads, positions, values
+    )

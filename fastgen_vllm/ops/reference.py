@@ -1,0 +1,191 @@
+"""The ops in plain PyTorch, one obvious loop each: what the kernels are tested against.
+
+Same signatures and effects as the wrappers beside this file; float32 arithmetic, any device.
+"""
+
+import torch
+from torch import Tensor
+
+from fastgen_vllm.geometry import HeadField, StoreRule
+
+
+def page_of(arena: Tensor, layer: int, block: int, head: int) -> tuple[Tensor, Tensor]:
+    """Views of a page's K ``[D, S]`` (column-major) and V ``[S, D]``."""
+    page = arena[layer, block, head]
+    slots, head_size = page.shape[0] // 2, page.shape[1]
+    return page[:slots].view(head_size, slots), page[slots:]
+
+
+def slots_of(
+    arena: Tensor, row: Tensor, record: Tensor, slots: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Physical block, page in the block and slot in the page of each of a head's slots.
+
+    ``slots`` defaults to those in use, ``0 .. LENGTH-1``.
+    """
+    num_layers, _, num_heads, rows, _ = arena.shape
+    if slots is None:
+        slots = torch.arange(int(record[HeadField.LENGTH]))
+    page = slots // (rows // 2)
+    beyond = page - record[HeadField.NUM_PAGES]
+    growth = record[HeadField.GROWTH_PAGE] + beyond * record[HeadField.GROWTH_STRIDE]
+    stream = torch.where(beyond < 0, record[HeadField.FIRST_PAGE] + page, growth)
+    pages_per_block = num_layers * num_heads
+    return row[stream // pages_per_block].long(), stream % pages_per_block, slots % (rows // 2)
+
+
+def slot_of(arena: Tensor, row: Tensor, record: Tensor, slot: int) -> tuple[int, int, int]:
+    """``slots_of`` for one slot, as integers."""
+    block, page, in_page = slots_of(arena, row, record, torch.tensor([slot]))
+    return int(block), int(page), int(in_page)
+
+
+def keys_and_values(arena: Tensor, row: Tensor, record: Tensor) -> tuple[Tensor, Tensor]:
+    """K and V ``[LENGTH, D]`` of a head, in slot order."""
+    length = int(record[HeadField.LENGTH])
+    num_heads, slots = arena.shape[2], arena.shape[3] // 2
+    keys, values = [], []
+    for first in range(0, length, slots):
+        block, page, _ = slot_of(arena, row, record, first)
+        k, v = page_of(arena, page // num_heads, block, page % num_heads)
+        keys.append(k.T)
+        values.append(v)
+    return torch.cat(keys)[:length], torch.cat(values)[:length]
+
+
+def _pooled(probability: Tensor, pool: str) -> Tensor:
+    """Reduce ``[G, N]`` to ``[N]``."""
+    if pool == "mean":
+        return probability.mean(0)
+    return probability.amax(0) if pool == "max" else probability.amin(0)
+
+
+def attention_mass(
+    query: Tensor,
+    arena: Tensor,
+    layer: int,
+    block_row: Tensor,
+    first_position: int,
+    scale: float,
+    pool: str,
+    mass: Tensor,
+) -> None:
+    """See ``fastgen_vllm.ops.attention_mass``."""
+    num_heads = arena.shape[2]
+    group = query.shape[1] // num_heads
+    end = first_position + query.shape[0]
+    for head in range(num_heads):
+        pages = [page_of(arena, layer, int(block), head)[0] for block in block_row]
+        keys = torch.cat(pages, dim=1)[:, :end].float()
+        for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
+            seen = first_position + i + 1
+            mass[head, :seen] += _pooled((q @ keys[:, :seen] * scale).softmax(-1), pool)
+
+
+def compact(
+    arena: Tensor,
+    old_row: Tensor,
+    new_row: Tensor,
+    kept: Tensor,
+    kept_start: Tensor,
+    kept_value: Tensor,
+    heads: Tensor,
+    positions: Tensor,
+    values: Tensor,
+) -> None:
+    """See ``fastgen_vllm.ops.compact``."""
+    num_heads = arena.shape[2]
+    slots = arena.shape[3] // 2
+    for index, record in enumerate(heads.view(-1, heads.shape[-1])):
+        layer, head = divmod(index, num_heads)
+        first = int(kept_start[index])
+        for i in range(int(record[HeadField.LENGTH])):
+            token = int(kept[first + i])
+            old_k, old_v = page_of(arena, layer, int(old_row[token // slots]), head)
+            block, page, slot = slot_of(arena, new_row, record, i)
+            new_k, new_v = page_of(arena, page // num_heads, block, page % num_heads)
+            new_k[:, slot] = old_k[:, token % slots]
+            new_v[slot] = old_v[token % slots]
+            positions[block, page, slot] = token
+            values[block, page, slot] = kept_value[first + i]
+
+
+def _victim(record: Tensor, position: Tensor, value: Tensor, token_position: int) -> int:
+    """Slot of a full head that a token at ``token_position`` replaces."""
+    free = value != float("inf")
+    outside = position <= token_position - int(record[HeadField.WINDOW])
+    worth = torch.zeros_like(value)
+    if bool((free & outside).any()):
+        eligible = free & outside
+        if record[HeadField.RULE] == StoreRule.BY_VALUE:
+            since = position.clamp(min=int(record[HeadField.OBSERVED_FROM]))
+            worth = value / (token_position - since).clamp(min=1)
+    else:
+        eligible = free if bool(free.any()) else torch.ones_like(free)
+    least = eligible & (worth == worth[eligible].min())
+    return int(position.masked_fill(~least, torch.iinfo(position.dtype).max).argmin())
+
+
+def store(
+    key: Tensor,
+    value: Tensor,
+    token_index: Tensor,
+    lanes: Tensor,
+    block_rows: Tensor,
+    token_position: Tensor,
+    token_class: Tensor,
+    layer: int,
+    arena: Tensor,
+    heads: Tensor,
+    positions: Tensor,
+    values: Tensor,
+) -> None:
+    """See ``fastgen_vllm.ops.store``."""
+    num_heads = arena.shape[2]
+    slots = arena.shape[3] // 2
+    for r, (token, lane) in enumerate(zip(token_index, lanes, strict=True)):
+        for head in range(num_heads):
+            record = heads[lane, layer, head]
+            length = int(record[HeadField.LENGTH])
+            appends = record[HeadField.RULE] == StoreRule.APPEND
+            if appends or length < record[HeadField.NUM_PAGES] * slots:
+                chosen = length
+                record[HeadField.LENGTH] += 1
+            else:
+                where = slots_of(arena, block_rows[r], record)
+                chosen = _victim(record, positions[where], values[where], int(token_position[r]))
+            block, page, slot = slot_of(arena, block_rows[r], record, chosen)
+            k, v = page_of(arena, page // num_heads, block, page % num_heads)
+            k[:, slot] = key[token, head]
+            v[slot] = value[token, head]
+            protected = bool(token_class[r] & record[HeadField.PROTECTS])
+            positions[block, page, slot] = token_position[r]
+            values[block, page, slot] = float("inf") if protected else 0.0
+
+
+def decode_attention(
+    query: Tensor,
+    token_index: Tensor,
+    lanes: Tensor,
+    block_rows: Tensor,
+    layer: int,
+    scale: float,
+    pool: str,
+    arena: Tensor,
+    heads: Tensor,
+    values: Tensor,
+    output: Tensor,
+) -> None:
+    """See ``fastgen_vllm.ops.decode_attention``."""
+    num_heads = arena.shape[2]
+    group = query.shape[1] // num_heads
+    for r, (token, lane) in enumerate(zip(token_index, lanes, strict=True)):
+        for head in range(num_heads):
+            record = heads[lane, layer, head]
+            keys, vals = keys_and_values(arena, block_rows[r], record)
+            q_heads = slice(head * group, (head + 1) * group)
+            scores = query[token, q_heads].float() @ keys.float().T * scale
+            probability = scores.softmax(-1)
+            output[token, q_heads] = (probability @ vals.float()).to(output.dtype)
+            if record[HeadField.RULE] == StoreRule.BY_VALUE:
+                values[slots_of(arena, block_rows[r], record)] += _pooled(probability, pool)

@@ -1,0 +1,129 @@
+"""Random caches and head records for the tests of the ops.
+
+The cache starts as NaN, so a kernel that lets an unused slot into its result is found out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.ops import reference
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+POOLS = ["mean", "max", "min"]
+# (S, D, G)
+SHAPES = [(32, 64, 3), (32, 32, 1), (64, 96, 2), (32, 128, 4), (128, 64, 7), (64, 256, 8)]
+
+
+def generator(*seed: object) -> torch.Generator:
+    """Make a generator that differs between cases and repeats between runs."""
+    return torch.Generator().manual_seed(sum(ord(c) for c in repr(seed)))
+
+
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact result."""
+    return float((actual.double() - exact).norm() / exact.norm())
+
+
+@dataclass
+class Cache:
+    """A cache with odd strides and its metadata."""
+
+    arena: Tensor  # [L, B, H, 2*S, D]
+    positions: Tensor  # [B, L*H, S]
+    values: Tensor  # [B, L*H, S]
+
+    @property
+    def slots(self) -> int:
+        return self.arena.shape[3] // 2
+
+    def clone(self) -> "Cache":
+        return Cache(self.arena.clone(), self.positions.clone(), self.values.clone())
+
+
+def make_cache(
+    dtype: torch.dtype, L: int, B: int, H: int, S: int, D: int, fill: float = float("nan")
+) -> Cache:
+    """Lay blocks outermost, with a gap between them: strides that only the view knows."""
+    backing = torch.full((B, L, H + 1, 2 * S, D), fill, dtype=dtype)
+    return Cache(
+        backing[:, :, 1:].permute(1, 0, 2, 3, 4),
+        torch.full((B, L * H, S), -1, dtype=torch.int32),
+        torch.zeros(B, L * H, S),
+    )
+
+
+def random_blocks(count: int, of: int, rng: torch.Generator) -> Tensor:
+    """Distinct, scattered block ids, int32."""
+    return torch.randperm(of, generator=rng)[:count].int()
+
+
+def random_tokens(
+    count: int, D: int, dtype: torch.dtype, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """K and V ``[count, D]``."""
+    key, value = torch.randn(2, count, D, generator=rng).to(dtype)
+    return key, value
+
+
+@dataclass
+class HeadPlan:
+    """What a head of a test is to look like."""
+
+    length: int
+    rule: StoreRule = StoreRule.APPEND
+    fixed: int | None = None  # pages of the fixed interval; default: what the length needs
+    protects: int = 0
+    window: int = 0
+    observed_from: int = 0
+
+
+def make_records(plans: list[HeadPlan], L: int, H: int, S: int) -> tuple[Tensor, int]:
+    """Records int32 ``[L, H, 9]`` of one lane and the pages its stream needs, with room to grow."""
+    fixed = [p.fixed if p.fixed is not None else -(-p.length // S) for p in plans]
+    full = [i for i, p in enumerate(plans) if p.rule == StoreRule.APPEND]
+    total = sum(fixed)
+    records = torch.zeros(L * H, len(HeadField), dtype=torch.int32)
+    growth = 1
+    for i, plan in enumerate(plans):
+        growth_page = total + full.index(i) if i in full else 0
+        records[i] = torch.tensor(
+            [
+                sum(fixed[:i]),
+                fixed[i],
+                growth_page,
+                len(full) if i in full else 0,
+                plan.length,
+                plan.rule,
+                plan.protects,
+                plan.window,
+                plan.observed_from,
+            ]
+        )
+        growth = max(growth, plan.length // S + 1 - fixed[i])
+    return records.view(L, H, -1), total + growth * len(full)
+
+
+def write_stream(cache: Cache, row: Tensor, record: Tensor, key: Tensor, value: Tensor) -> None:
+    """Put K and V ``[LENGTH, D]`` into a head's slots."""
+    H = cache.arena.shape[2]
+    for first in range(0, key.shape[0], cache.slots):
+        block, page, _ = reference.slot_of(cache.arena, row, record, first)
+        k, v = reference.page_of(cache.arena, page // H, block, page % H)
+        count = min(cache.slots, key.shape[0] - first)
+        k[:, :count] = key[first : first + count].T
+        v[:count] = value[first : first + count]
+
+
+def write_stock(
+    cache: Cache, layer: int, row: Tensor, head: int, key: Tensor, value: Tensor
+) -> None:
+    """Put K and V ``[N, D]`` into a prompt's stock pages."""
+    for index in range(-(-key.shape[0] // cache.slots)):
+        k, v = reference.page_of(cache.arena, layer, int(row[index]), head)
+        tokens = slice(index * cache.slots, (index + 1) * cache.slots)
+        count = key[tokens].shape[0]
+        k[:, :count] = key[tokens].T
+        v[:count] = value[tokens]

@@ -1,0 +1,153 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgen_vllm import ops
+from fastgen_vllm.ops import reference
+from tests.ops.cases import (
+    DTYPES,
+    POOLS,
+    SHAPES,
+    Cache,
+    generator,
+    make_cache,
+    random_blocks,
+    random_tokens,
+    relative_error,
+    write_stock,
+)
+
+H = 2
+
+
+def prompt(
+    dtype: torch.dtype, S: int, D: int, G: int, N: int, W: int, seed: object = 0
+) -> tuple[Cache, Tensor, Tensor, list[Tensor]]:
+    """A prompt of N tokens in layer 1 of a cache: cache, block row, last W queries, keys."""
+    rng = generator(dtype, S, D, G, N, W, seed)
+    pages = -(-N // S)
+    cache = make_cache(dtype, 2, pages + 3, H, S, D)
+    row = random_blocks(pages, pages + 3, rng)
+    keys = []
+    for head in range(H):
+        key, value = random_tokens(N, D, dtype, rng)
+        write_stock(cache, 1, row, head, key, value)
+        keys.append(key)
+    return cache, row, torch.randn(W, H * G, D, generator=rng).to(dtype), keys
+
+
+def dense_mass(query: Tensor, keys: list[Tensor], scale: float, pool: str) -> Tensor:
+    """Attention mass from a masked N x N map, in the dtype of the arguments.
+
+    Queries are added one after the other, as the op must.
+    """
+    W, N = query.shape[0], keys[0].shape[0]
+    q = query.view(W, H, -1, query.shape[-1]).permute(1, 2, 0, 3)  # [H, G, W, D]
+    scores = q @ torch.stack(keys)[:, None].transpose(-1, -2) * scale
+    future = torch.arange(N) > torch.arange(N - W, N)[:, None]
+    p = scores.masked_fill(future, float("-inf")).softmax(-1)
+    pooled = {"mean": p.mean(1), "max": p.amax(1), "min": p.amin(1)}[pool]
+    mass = torch.zeros(H, N, dtype=torch.promote_types(p.dtype, torch.float32))
+    for i in range(W):
+        mass += pooled[:, i]
+    return mass
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("S", "D", "G"), SHAPES)
+def test_error_is_within_twice_that_of_torch(
+    isa: str, dtype: torch.dtype, S: int, D: int, G: int
+) -> None:
+    for pool, (N, W) in zip(POOLS, [(S + 1, S + 1), (300, 40), (2 * S - 1, 5)], strict=True):
+        cache, row, query, keys = prompt(dtype, S, D, G, N, W)
+        mass = torch.zeros(H, N + 3)
+        ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, pool, mass)
+        exact = dense_mass(query.double(), [k.double() for k in keys], D**-0.5, pool)
+        torch_error = relative_error(dense_mass(query, keys, D**-0.5, pool), exact)
+        assert relative_error(mass[:, :N], exact) <= 2 * torch_error
+        assert not mass[:, N:].any()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("N", "W"), [(1, 1), (31, 31), (32, 1), (33, 2), (200, 100)])
+def test_equals_reference(isa: str, pool: str, N: int, W: int) -> None:
+    cache, row, query, _ = prompt(torch.float32, 32, 64, 3, N, W)
+    mass = torch.rand(H, N + 1, generator=generator(N))
+    expected = mass.clone()
+    ops.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, mass)
+    reference.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, expected)
+    torch.testing.assert_close(mass, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("S", "D", "G"), SHAPES)
+def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) -> None:
+    N, W = 3 * S + 5, 2 * S
+    cache, row, query, _ = prompt(torch.bfloat16, S, D, G, N, W)
+    whole = torch.zeros(H, N)
+    ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", whole)
+    for cuts in ([1], [7, 8, 31], [W // 2, W - 1]):
+        mass = torch.zeros(H, N)
+        bounds = [0, *cuts, W]
+        for first, end in pairwise(bounds):
+            part = query[first:end]
+            ops.attention_mass(part, cache.arena, 1, row, N - W + first, D**-0.5, "mean", mass)
+        assert torch.equal(mass, whole)
+
+
+def test_mass_of_every_query_sums_to_one(isa: str) -> None:
+    cache, row, query, _ = prompt(torch.float16, 32, 64, 4, 150, 60)
+    mass = torch.zeros(H, 150)
+    ops.attention_mass(query, cache.arena, 1, row, 90, 0.125, "mean", mass)
+    torch.testing.assert_close(mass.sum(1), torch.full((H,), 60.0), rtol=1e-5, atol=0)
+
+
+def test_strided_query_and_mass(isa: str) -> None:
+    cache, row, query, _ = prompt(torch.float32, 32, 64, 3, 70, 20)
+    wide = torch.zeros(20, 2 * H * 3, 128)
+    wide[:, ::2, :64] = query
+    mass, expected = torch.zeros(H, 200), torch.zeros(H, 70)
+    strided = wide[:, ::2, :64]
+    ops.attention_mass(strided, cache.arena, 1, row, 50, 0.125, "max", mass[:, :70])
+    ops.attention_mass(query, cache.arena, 1, row, 50, 0.125, "max", expected)
+    assert torch.equal(mass[:, :70], expected)
+
+
+def test_bad_arguments_are_named() -> None:
+    cache, row, query, _ = prompt(torch.float32, 32, 64, 3, 70, 20)
+    mass = torch.zeros(H, 70)
+
+    def call(
+        query: Tensor = query,
+        arena: Tensor = cache.arena,
+        layer: int = 1,
+        row: Tensor = row,
+        first: int = 50,
+        pool: str = "mean",
+        mass: Tensor = mass,
+    ) -> None:
+        ops.attention_mass(query, arena, layer, row, first, 0.125, pool, mass)
+
+    with pytest.raises(ValueError, match="query must be float32, got bfloat16"):
+        call(query=query.bfloat16())
+    with pytest.raises(ValueError, match=r"query must have shape \[any, any, 64\]"):
+        call(query=query[..., :32])
+    with pytest.raises(ValueError, match="multiple of H = 2"):
+        call(query=query[:, :5])
+    with pytest.raises(ValueError, match="arena must be float32, float16 or bfloat16"):
+        call(arena=cache.arena.double())
+    with pytest.raises(ValueError, match="arena must be contiguous in its last two"):
+        call(arena=cache.arena.transpose(3, 4))
+    with pytest.raises(ValueError, match=r"layer must be in \[0, 2\), got 2"):
+        call(layer=2)
+    with pytest.raises(ValueError, match="block_row must be int32, got int64"):
+        call(row=row.long())
+    with pytest.raises(ValueError, match="block_row must cover 70 tokens"):
+        call(row=row[:2])
+    with pytest.raises(ValueError, match="first_position must be at least 0"):
+        call(first=-1)
+    with pytest.raises(ValueError, match="pool must be one of mean, max, min, got 'sum'"):
+        call(pool="sum")
+    with pytest.raises(ValueError, match="mass must have room for 70 tokens"):
+        call(mass=mass[:, :69])
