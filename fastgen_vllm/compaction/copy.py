@@ -1,0 +1,90 @@
+"""Which stored tokens a compaction copies, per head, and their starting values."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.pages.plan import StreamPlan
+from fastgen_vllm.policy.base import Choice
+from fastgen_vllm.profile.prompt import PromptProfile
+
+
+class CompactionCopy(NamedTuple):
+    """Arguments of the ``compact`` op for one request, all layers and heads."""
+
+    kept: Tensor  # [K] int32, token positions, ascending per head, heads in (l, h) order
+    kept_start: Tensor  # [L*H + 1] int64, where each head's tokens start in `kept`
+    kept_value: Tensor  # [K] float32, accumulated attention; +inf = protected
+    records: Tensor  # [L, H, len(HeadField)] int32, LENGTH set
+
+
+def copy_for(
+    choice: Choice, plan: StreamPlan, profile: PromptProfile, token_class: Tensor
+) -> CompactionCopy:
+    """Decide what to copy when a request holds ``T >= N`` stored tokens.
+
+    Tokens ``N .. T-1`` were generated while the request still decoded through the stock path
+    (a step or two with async scheduling, more when blocks were short, all that it had before
+    a preemption). They enter every head as if ``store`` had met them, with the attention of
+    an average token, since nobody watched theirs. What then exceeds a head's capacity goes
+    by the head's own rule.
+
+    Args:
+        token_class: [T] int32 TokenClass bits of all stored tokens.
+    """
+    num_heads = choice.index.numel()
+    num_prompt = profile.num_tokens
+    num_stored = len(token_class)
+    records = plan.records.clone().view(num_heads, len(HeadField))
+    keep = torch.ones(num_heads, num_stored, dtype=torch.bool)
+    keep[:, :num_prompt] = choice.keep.reshape(num_heads, num_prompt)
+
+    position = torch.arange(num_stored)
+    value = torch.empty(num_heads, num_stored, dtype=torch.float32)
+    value[:, :num_prompt] = profile.attention.view(num_heads, num_prompt)
+    value[:, num_prompt:] = (num_stored - position[num_prompt:]) / num_prompt
+    protected = (records[:, HeadField.PROTECTS, None] & token_class) != 0
+    value.masked_fill_(protected, math.inf)
+
+    _free_excess(keep, value, position, plan, records)
+    kept_count = keep.sum(-1)
+    records[:, HeadField.LENGTH] = kept_count.int()
+    kept_start = torch.zeros(num_heads + 1, dtype=torch.int64)
+    torch.cumsum(kept_count, 0, out=kept_start[1:])
+    return CompactionCopy(
+        kept=keep.nonzero()[:, 1].int(),
+        kept_start=kept_start,
+        kept_value=value[keep],
+        records=records.view_as(plan.records),
+    )
+
+
+def _free_excess(
+    keep: Tensor, value: Tensor, position: Tensor, plan: StreamPlan, records: Tensor
+) -> None:
+    """Drop from `keep`, in place, what exceeds the capacity of capped heads.
+
+    The order is that of the ``store`` op: unprotected tokens outside the window first, least
+    average attention (or oldest) first; then unprotected ones in the window, oldest first;
+    then protected ones, oldest first.
+    """
+    capacity = plan.capacity().flatten()
+    over = (~plan.full().flatten()) & (keep.sum(-1) > capacity)
+    num_stored = len(position)
+    for head in over.nonzero()[:, 0].tolist():
+        tokens = keep[head].nonzero()[:, 0]
+        record = records[head].tolist()
+        viewers = num_stored - tokens.clamp_min(record[HeadField.OBSERVED_FROM])
+        average = value[head, tokens] / viewers
+        is_protected = average == math.inf
+        in_window = tokens >= num_stored - record[HeadField.WINDOW]
+        tier = is_protected.long() * 2 + (in_window & ~is_protected).long()
+        by_value = (tier == 0) & (record[HeadField.RULE] == StoreRule.BY_VALUE)
+        rank = torch.where(by_value, average.double(), tokens.double())
+        # Lexicographic by (tier, rank, age): sorts are stable and `tokens` ascends.
+        order = torch.sort(rank, stable=True).indices
+        order = order[torch.sort(tier[order], stable=True).indices]
+        keep[head, tokens[order[: len(tokens) - int(capacity[head])]]] = False

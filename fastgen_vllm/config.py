@@ -1,0 +1,113 @@
+"""The one configuration: pydantic model, YAML presets, command line and engine share it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+PolicyName = Literal["paper", "coverage", "full"]
+Pool = Literal["mean", "max", "min"]
+
+#: Key of our options inside vLLM's ``additional_config``.
+CONFIG_KEY = "fastgen"
+PRESET_DIR = Path(__file__).parent / "presets"
+
+
+def _parse_observe(value: object) -> object:
+    """Accept ``256``, ``"last 256"`` and ``"all"``; return an int or ``"all"``."""
+    if isinstance(value, str):
+        text = value.strip().lower().removeprefix("last").strip()
+        return int(text) if text.isdigit() else text
+    return value
+
+
+Observe = Annotated[
+    Literal["all"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
+]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PaperOptions(_Options):
+    """Ratios of the paper's ladder (arXiv 2310.01801, section 3)."""
+
+    local: float = Field(0.3, gt=0, le=1, description="r_l: recent share of the prompt")
+    frequent: float = Field(0.3, gt=0, le=1, description="r_f: heavy-hitter share of the prompt")
+
+
+class CoverageOptions(_Options):
+    """Options of the ``coverage`` policy."""
+
+    recent: float = Field(0.15, ge=0, le=1, description="recent share of the prompt, always kept")
+    sinks: int = Field(4, ge=0, description="first tokens of the prompt, always kept")
+
+
+class FastGenConfig(_Options):
+    """Options of FastGen compression.
+
+    Unknown keys raise. Read from YAML by :func:`load_config` and carried to the
+    engine in vLLM's ``additional_config["fastgen"]``.
+    """
+
+    name: str = Field("custom", description="shown in the start-up line")
+    policy: PolicyName = Field("coverage", description="how kept tokens are chosen")
+    recovery: float = Field(
+        0.95, gt=0, le=1, description="share of attention mass that kept tokens must hold (T)"
+    )
+    recovery_norm: Literal["mass", "l1"] = Field(
+        "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
+    )
+    observe: Observe = Field(256, description="prompt queries profiled: 'last N' or 'all'")
+    pool: Pool = Field("mean", description="how the query heads of one KV head share attention mass")
+    paper: PaperOptions = PaperOptions()
+    coverage: CoverageOptions = CoverageOptions()
+    force: bool = Field(False, description="compact even when no block is saved (a control)")
+    unsupported: Literal["refuse", "uncompressed"] = Field(
+        "refuse", description="what to do with a model whose cache FastGen cannot compress"
+    )
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the package, sorted."""
+    return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
+
+
+def load_config(source: str) -> FastGenConfig:
+    """Read a preset by name or a YAML file by path.
+
+    Raises:
+        ValueError: no such preset or file, not YAML, or an option out of range; the
+            message names the option, its value and the legal set.
+    """
+    path = PRESET_DIR / f"{source}.yaml" if source in preset_names() else Path(source)
+    if not path.is_file():
+        raise ValueError(
+            f"--fastgen {source}: no such preset or file. Use one of "
+            f"{', '.join(preset_names())}, off, or a path to a YAML file."
+        )
+    try:
+        options = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--fastgen {source}: {path} is not valid YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"--fastgen {source}: {path} must hold 'option: value' lines.")
+    return parse_config({"name": path.stem, **options})
+
+
+def parse_config(options: dict[str, Any]) -> FastGenConfig:
+    """Validate options from a mapping; see :func:`load_config` for errors."""
+    try:
+        return FastGenConfig.model_validate(options)
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        option = ".".join(str(part) for part in problem["loc"])
+        lines.append(f"fastgen option {option}={problem['input']!r}: {problem['msg']}")
+    return "; ".join(lines) + f". Options: {', '.join(FastGenConfig.model_fields)}."

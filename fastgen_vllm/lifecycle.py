@@ -1,0 +1,62 @@
+"""The life of a request's cache, in the order it happens.
+
+    profile   the last W prompt queries pass every layer     -> PromptProfile
+    choose    per head the cheapest policy that recovers T   -> Choice
+    plan      intervals of the page stream                   -> StreamPlan, two integers
+    compact   copy kept tokens into fresh blocks             -> CompactionCopy
+
+Decode then stores each new token by the head's rule (the ``store`` op) and attends to the
+head's own pages (``decode_attention``). Nothing here knows vLLM.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastgen_vllm.compaction.copy import CompactionCopy, copy_for
+from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.geometry import CacheGeometry
+from fastgen_vllm.pages.plan import StreamPlan
+from fastgen_vllm.policy.base import Choice
+from fastgen_vllm.policy.select import selector_for
+from fastgen_vllm.profile.prompt import PromptProfile
+from fastgen_vllm.request import RequestOptions
+
+
+@dataclass(frozen=True)
+class CompactionPlan:
+    """Everything decided about a prompt when its prefill ends."""
+
+    profile: PromptProfile
+    choice: Choice
+    stream: StreamPlan
+
+    @property
+    def kept_share(self) -> float:
+        """Kept tokens over all tokens of the prompt, averaged over heads."""
+        return float(self.choice.keep.float().mean())
+
+    def compact(self, token_class: Tensor) -> CompactionCopy:
+        """Decide what to copy now that ``len(token_class)`` tokens are stored."""
+        return copy_for(self.choice, self.stream, self.profile, token_class)
+
+
+def observed_queries(config: FastGenConfig, num_tokens: int) -> int:
+    """How many of a prompt's last queries are profiled, ``W``."""
+    return num_tokens if config.observe == "all" else min(config.observe, num_tokens)
+
+
+def plan_compaction(
+    profile: PromptProfile,
+    config: FastGenConfig,
+    options: RequestOptions,
+    geometry: CacheGeometry,
+) -> CompactionPlan:
+    """Choose a policy for every head of a profiled prompt and lay out its page stream."""
+    recovery = config.recovery if options.recovery is None else options.recovery
+    if config.recovery_norm == "l1":
+        # |A - softmax(QK_C)|_1 <= 1 - T: freed mass counts twice, lost and renormalised.
+        recovery = (1 + recovery) / 2
+    choice = selector_for(config, options.policy).choose(profile, recovery)
+    stream = StreamPlan.make(choice, profile.num_observed, geometry)
+    return CompactionPlan(profile, choice, stream)

@@ -1,0 +1,31 @@
+"""Policies: rules that say which tokens a head keeps.
+
+A policy is a frozen dataclass; ``|`` is union. A selector picks a policy per head.
+To add one: write a frozen dataclass with the four members of :class:`Policy` in a file of
+its own, and name it in :mod:`fastgen_vllm.policy.select`.
+"""
+
+from fastgen_vllm.policy.base import Choice, Policy, Selector, Union
+from fastgen_vllm.policy.coverage import Coverage
+from fastgen_vllm.policy.frequent import Frequent
+from fastgen_vllm.policy.full import Full
+from fastgen_vllm.policy.ladder import Ladder
+from fastgen_vllm.policy.local import Local
+from fastgen_vllm.policy.punctuation import Punctuation
+from fastgen_vllm.policy.select import selector_for
+from fastgen_vllm.policy.special import Special
+
+__all__ = [
+    "Choice",
+    "Coverage",
+    "Frequent",
+    "Full",
+    "Ladder",
+    "Local",
+    "Policy",
+    "Punctuation",
+    "Selector",
+    "Special",
+    "Union",
+    "selector_for",
+]

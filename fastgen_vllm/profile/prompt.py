@@ -1,0 +1,53 @@
+"""The profile of one prompt, from which every head's policy is chosen."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PromptProfile:
+    """Attention that a prompt's observed queries paid to its tokens.
+
+    The observed queries are the last ``W`` of the prompt (all ``N`` with
+    ``observe: all``). Profiling sums, per KV head, each query's softmax probabilities,
+    pooled over the head's ``G`` query heads (mean by default). The paper
+    (arXiv 2310.01801) defines neither the norm of its recovery nor GQA; these are ours.
+    """
+
+    attention: Tensor  # [L, H, N] float32, sum of pooled probabilities over W queries
+    token_class: Tensor  # [N] int32, TokenClass bits
+    num_observed: int  # W
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt, ``N``."""
+        return self.attention.shape[-1]
+
+    @property
+    def mass(self) -> Tensor:
+        """[L, H, N] float32, attention mass per token; sums to 1 over N."""
+        total = self.attention.sum(-1, keepdim=True)
+        return self.attention / total.clamp_min(torch.finfo(torch.float32).tiny)
+
+    @property
+    def average(self) -> Tensor:
+        """[L, H, N] float32, attention per query that could see the token.
+
+        A raw sum favours early tokens, which more queries can see.
+        """
+        return self.attention / self.num_viewers()
+
+    def num_viewers(self) -> Tensor:
+        """[N] int64, how many observed queries could see each token."""
+        position = torch.arange(self.num_tokens)
+        return (self.num_tokens - position).clamp(max=self.num_observed)
+
+    def recovery(self, keep: Tensor) -> Tensor:
+        """[L, H] float32, share of attention mass on kept tokens.
+
+        Args:
+            keep: [L, H, N] or [N] bool, kept tokens.
+        """
+        return (self.mass * keep).sum(-1)

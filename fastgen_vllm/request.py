@@ -1,0 +1,81 @@
+"""Options that a single request carries in ``vllm_xargs`` (``SamplingParams.extra_args``)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from fastgen_vllm.config import PolicyName
+
+PREFIX: Final = "fastgen"
+ENABLED: Final = "fastgen"
+RECOVERY: Final = "fastgen_recovery"
+POLICY: Final = "fastgen_policy"
+
+
+class RequestOptionError(ValueError):
+    """A per-request option is unknown or out of range.
+
+    Attributes:
+        parameter: the option's name.
+        value: what the request gave.
+    """
+
+    def __init__(self, parameter: str, value: object, legal: str) -> None:
+        super().__init__(f"{parameter}={value!r} is not allowed: {legal}.")
+        self.parameter = parameter
+        self.value = value
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """How one request wants its cache treated; ``None`` means as the server is configured."""
+
+    enabled: bool = True
+    recovery: float | None = None
+    policy: PolicyName | None = None
+
+    @classmethod
+    def parse(cls, arguments: Mapping[str, Any] | None) -> "RequestOptions":
+        """Read the options that start with ``fastgen``; others are not ours.
+
+        Raises:
+            RequestOptionError: an unknown ``fastgen*`` option or a bad value.
+        """
+        own = {name: value for name, value in (arguments or {}).items() if _is_ours(name)}
+        options = cls(
+            enabled=_parse_enabled(own.pop(ENABLED, "on")),
+            recovery=_parse_recovery(own.pop(RECOVERY, None)),
+            policy=_parse_policy(own.pop(POLICY, None)),
+        )
+        for name, value in own.items():
+            raise RequestOptionError(name, value, f"known are {ENABLED}, {RECOVERY}, {POLICY}")
+        return options
+
+
+def _is_ours(name: str) -> bool:
+    return name == PREFIX or name.startswith(f"{PREFIX}_")
+
+
+def _parse_enabled(value: object) -> bool:
+    if value not in ("on", "off"):
+        raise RequestOptionError(ENABLED, value, 'use "on" or "off"')
+    return value == "on"
+
+
+def _parse_recovery(value: object) -> float | None:
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not 0 < value <= 1:  # type: ignore[arg-type, operator]
+        raise RequestOptionError(RECOVERY, value, "use a number above 0 and at most 1")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _parse_policy(value: object) -> PolicyName | None:
+    if value is None:
+        return None
+    if value not in get_args(PolicyName):
+        legal = ", ".join(get_args(PolicyName))
+        raise RequestOptionError(POLICY, value, f"use one of {legal}")
+    return value  # type: ignore[return-value]

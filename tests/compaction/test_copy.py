@@ -1,0 +1,83 @@
+"""What a compaction copies, and what it leaves when a head has no room."""
+
+import math
+
+import pytest
+import torch
+
+from fastgen_vllm.compaction import copy_for
+from fastgen_vllm.geometry import CacheGeometry, HeadField, TokenClass
+from fastgen_vllm.pages import StreamPlan
+from fastgen_vllm.policy import Choice, Frequent, Full, Local, Policy, Special
+from fastgen_vllm.profile import PromptProfile
+
+S = 32
+
+
+def copy_one(
+    policy: Policy,
+    kept: list[int],
+    attention: torch.Tensor,
+    *,
+    later: int = 0,
+    special: tuple[int, ...] = (),
+) -> tuple[list[int], dict[int, float]]:
+    """Compact one head; return kept positions and their values."""
+    num_prompt = len(attention)
+    token_class = torch.zeros(num_prompt + later, dtype=torch.int32)
+    token_class[list(special)] = TokenClass.SPECIAL
+    profile = PromptProfile(attention[None, None], token_class[:num_prompt], num_prompt)
+    keep = torch.zeros(1, 1, num_prompt, dtype=torch.bool)
+    keep[..., kept] = True
+    choice = Choice((policy,), torch.zeros(1, 1, dtype=torch.int64), keep)
+    plan = StreamPlan.make(choice, num_prompt, CacheGeometry(1, 1, 1, 64, S, 4))
+    copy = copy_for(choice, plan, profile, token_class)
+    positions = copy.kept.tolist()
+    assert copy.kept_start.tolist() == [0, len(positions)]
+    assert copy.records[0, 0, HeadField.LENGTH] == len(positions)
+    return positions, dict(zip(positions, copy.kept_value.tolist(), strict=True))
+
+
+def test_kept_tokens_with_their_attention() -> None:
+    attention = torch.arange(40, dtype=torch.float32)
+    positions, values = copy_one(
+        Special() | Frequent(0.1), [3, 30, 39], attention, special=(3, 5)
+    )
+    assert positions == [3, 30, 39]
+    assert values == {3: math.inf, 30: 30.0, 39: 39.0}
+
+
+def test_full_head_takes_later_tokens() -> None:
+    positions, _ = copy_one(Full(), list(range(40)), torch.ones(40), later=50)
+    assert positions == list(range(90))
+
+
+def test_later_tokens_enter_with_average_attention() -> None:
+    positions, values = copy_one(Frequent(0.1), [1, 2], torch.ones(40), later=4)
+    assert positions == [1, 2, 40, 41, 42, 43]
+    assert values[40] == pytest.approx(4 / 40)
+    assert values[43] == pytest.approx(1 / 40)
+
+
+def test_excess_goes_by_least_average_attention() -> None:
+    attention = torch.ones(64)
+    attention[10], attention[11] = 0.001, 0.002
+    kept = list(range(5, 36))  # 31 tokens: capacity 32
+    positions, _ = copy_one(Frequent(0.1), kept, attention, later=3)
+    assert len(positions) == S
+    assert set(kept) - set(positions) == {10, 11}
+
+
+def test_excess_spares_window_and_special_tokens() -> None:
+    attention = torch.full((64,), 0.0)
+    kept = list(range(31))
+    policy = Special() | Frequent(0.1) | Local(0.5)  # window: the last 32 of what is stored
+    positions, _ = copy_one(policy, kept, attention, later=20, special=(0, 1, 2))
+    assert len(positions) == S
+    # 51 tokens for 32 slots: 19 of the unprotected prompt tokens go, oldest first.
+    assert positions == [0, 1, 2, *range(22, 31), *range(64, 84)]
+
+
+def test_excess_by_age_when_nothing_values_tokens() -> None:
+    positions, _ = copy_one(Special(), [0, 9, 20], torch.ones(64), later=40, special=(0,))
+    assert positions == [0, *range(73, 104)]
