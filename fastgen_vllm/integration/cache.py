@@ -1,0 +1,159 @@
+"""Cache spec and manager: a compacted request needs as many blocks as its stream says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.request import Request
+
+from fastgen_vllm.pages.size import StreamSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerHeadSpec(FullAttentionSpec):
+    """Full attention whose requests may be compacted to per-head block tables."""
+
+    @classmethod
+    def from_full(cls, spec: FullAttentionSpec) -> "PerHeadSpec":
+        """Return the same cache, managed per head."""
+        return cls(**{f.name: getattr(spec, f.name) for f in fields(spec) if f.init})
+
+
+def register_spec() -> None:
+    """Register :class:`PerHeadSpec` with vLLM. Idempotent.
+
+    vLLM registers its own specs lazily, and only while its registry is empty: so first.
+    """
+    KVCacheSpecRegistry._ensure_registered()
+    KVCacheSpecRegistry.register(PerHeadSpec, PerHeadManager, FullAttentionSpec)
+
+
+def is_compressible(spec: KVCacheSpec) -> bool:
+    """Whether a layer's cache is plain full attention, with nothing that we would break."""
+    return (
+        type(spec) is FullAttentionSpec
+        and spec.sliding_window is None
+        and spec.attention_chunk_size is None
+        and not spec.non_causal
+        and spec.head_size == spec.head_size_v
+        and spec.page_size_padded is None
+    )
+
+
+class PerHeadManager(FullAttentionManager):
+    """Block accounting of stock and of compacted requests over one pool."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._streams: dict[str, StreamSize] = {}
+        #: blocks that admission leaves free, so that a finished prefill can be compacted
+        self.headroom = 0
+
+    def is_compacted(self, request_id: str) -> bool:
+        """Whether the request's row is a page stream."""
+        return request_id in self._streams
+
+    def num_blocks(self, request_id: str) -> int:
+        """Blocks that the request holds now."""
+        return len(self.req_to_blocks.get(request_id, ()))
+
+    def can_compact(self, size: StreamSize, num_stored: int) -> bool:
+        """Whether the pool has room for the new row."""
+        return size.blocks(num_stored) <= int(self.block_pool.get_num_free_blocks())
+
+    def compact(
+        self, request_id: str, size: StreamSize, num_stored: int
+    ) -> tuple[list[int], list[int]]:
+        """Swap the request's row for a fresh page stream; return (old, new) block ids.
+
+        The old blocks go back to the pool with their prefix-cache hashes. They may be
+        handed out again in the same step, because the worker copies before it computes.
+        """
+        old = self.req_to_blocks[request_id]
+        new = self.block_pool.get_new_blocks(size.blocks(num_stored))
+        self.req_to_blocks[request_id] = new
+        self._streams[request_id] = size
+        self.block_pool.free_blocks(reversed(old))
+        return [block.block_id for block in old], [block.block_id for block in new]
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
+        num_tokens_main_model: int,
+        apply_admission_cap: bool = False,
+        prefill_end: int = 0,
+    ) -> int:
+        if (size := self._streams.get(request_id)) is not None:
+            return max(0, size.blocks(num_tokens) - self.num_blocks(request_id))
+        needed = super().get_num_blocks_to_allocate(
+            request_id,
+            num_tokens,
+            new_computed_blocks,
+            total_computed_tokens,
+            num_local_computed_tokens,
+            num_tokens_main_model,
+            apply_admission_cap,
+            prefill_end,
+        )
+        # Only while others hold blocks: a lone request must be able to use the whole pool.
+        others = any(other != request_id for other in self.req_to_blocks)
+        return int(needed) + (self.headroom if apply_admission_cap and others else 0)
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, num_tokens_main_model: int
+    ) -> list[KVCacheBlock]:
+        if (size := self._streams.get(request_id)) is None:
+            return list(super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model))
+        missing = size.blocks(num_tokens) - self.num_blocks(request_id)
+        if missing <= 0:
+            return []
+        blocks = list(self.block_pool.get_new_blocks(missing))
+        self.req_to_blocks[request_id].extend(blocks)
+        return blocks
+
+    def cache_blocks(
+        self,
+        request: Request,
+        num_tokens: int,
+        retention_interval: int | None = None,
+        *,
+        replay_boundaries: Sequence[int],
+    ) -> None:
+        if not self.is_compacted(request.request_id):
+            super().cache_blocks(
+                request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
+            )
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        self._streams.pop(request_id, None)
+        return list(super().pop_blocks_for_free(request_id))
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block of the pool is accounted for.
+
+        Each block's reference count equals the rows it stands in; a compacted request's
+        blocks are its own and carry no prefix-cache hash; free and used blocks are all.
+        """
+        pool = self.block_pool
+        references: dict[int, int] = {}
+        for request_id, row in self.req_to_blocks.items():
+            for block in row:
+                references[block.block_id] = references.get(block.block_id, 0) + 1
+                if self.is_compacted(request_id):
+                    assert block.block_hash is None, f"{block} of a compacted request is cached"
+                    assert block.ref_cnt == 1, f"{block} of a compacted request is shared"
+        for block in pool.blocks:
+            if not block.is_null:
+                expected = references.get(block.block_id, 0)
+                assert block.ref_cnt == expected, f"{block} stands in {expected} rows"
+        # One block of the pool is vLLM's null block, which is never handed out.
+        assert pool.get_num_free_blocks() + len(references) == pool.num_gpu_blocks - 1
+        assert self._streams.keys() <= self.req_to_blocks.keys()

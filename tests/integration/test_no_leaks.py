@@ -1,0 +1,137 @@
+"""Invariants 3 and 6: whatever ends a request, at any phase, the pool stays whole.
+
+``Engine.step`` checks every block of the pool and every lane of the worker after each step.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.exceptions import VLLMValidationError
+
+from fastgen_vllm.config import FastGenConfig
+from tests.integration.engine import Engine, engine_config
+from tests.integration.tiny import random_prompts
+
+BLOCK_BYTES = 3 * 2 * 32 * 64 * 4  # layers, heads, slots, K and V, float32
+CONFIG = FastGenConfig(policy="coverage", recovery=0.6, observe=64)
+OPTIONS: dict[str, Any] = dict(
+    skip_tokenizer_init=True,
+    max_model_len=768,
+    max_num_seqs=16,
+    max_num_batched_tokens=128,
+    kv_cache_memory_bytes=40 * BLOCK_BYTES,
+)
+PARAMS: dict[str, Any] = dict(detokenize=False)
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "async"])
+def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Iterator[Engine]:
+    engine = Engine(
+        engine_config(tiny_llama, CONFIG, async_scheduling=request.param, **OPTIONS)
+    )
+    yield engine
+    engine.close()
+
+
+def abort(engine: Engine, request_id: str) -> None:
+    engine.llm.abort_request([request_id])
+    engine.check()
+
+
+def test_storm(engine: Engine) -> None:
+    """Arrivals, aborts and preemptions at random, in a pool for two or three prompts."""
+    dice = random.Random(7)
+    lengths = [1, 31, 33, 64, 65, 150, 200, 333, 500]
+    prompts = random_prompts(lengths * 8, seed=5)
+    alive: list[str] = []
+    for prompt in prompts:
+        extra = dice.choice([None, {"fastgen": "off"}, {"fastgen_policy": "paper"}])
+        alive.append(
+            engine.add(prompt, max_tokens=dice.randint(1, 60), extra_args=extra, **PARAMS)
+        )
+        for _ in range(dice.randint(0, 4)):
+            engine.step()
+        if dice.random() < 0.4:
+            abort(engine, alive.pop(dice.randrange(len(alive))))
+        if dice.random() < 0.05:
+            engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+            engine.check()
+    finished = engine.run()
+    assert set(alive) <= set(finished)
+    assert engine.stats.compactions > 5
+    assert engine.preemptions > 0
+
+
+def queued(engine: Engine, request_id: str) -> bool:
+    return True
+
+
+def mid_prefill(engine: Engine, request_id: str) -> bool:
+    internal = engine.internal_id(request_id)
+    if internal is None or internal not in engine.scheduler.requests:
+        return False
+    return 0 < engine.scheduler.requests[internal].num_computed_tokens < 500
+
+
+def profiled(engine: Engine, request_id: str) -> bool:
+    return engine.internal_id(request_id) in engine.scheduler._pending
+
+
+def decoding(engine: Engine, request_id: str) -> bool:
+    return engine.kept_positions(request_id) is not None
+
+
+@pytest.mark.parametrize("phase", [queued, mid_prefill, profiled, decoding])
+def test_abort_at(engine: Engine, phase: Callable[[Engine, str], bool]) -> None:
+    (prompt,) = random_prompts([500], seed=6)
+    request_id = engine.add(prompt, max_tokens=60, **PARAMS)
+    for _ in range(40):
+        if phase(engine, request_id):
+            break
+        engine.step()
+    else:
+        pytest.fail(f"the request never was {phase.__name__}")
+    abort(engine, request_id)
+    other = engine.add(prompt[:90], max_tokens=5, **PARAMS)
+    assert len(engine.run()[other].tokens) == 5
+    assert request_id not in engine.finished
+
+
+def test_bad_input_harms_nobody(engine: Engine) -> None:
+    good = engine.add(random_prompts([200], seed=8)[0], max_tokens=20, **PARAMS)
+    for _ in range(3):
+        engine.step()
+    for extra in ({"fastgen": "maybe"}, {"fastgen_recovery": 2}, {"fastgen_polcy": "paper"}):
+        with pytest.raises(VLLMValidationError) as caught:
+            engine.add([5, 6, 7], extra_args=extra, **PARAMS)
+        assert caught.value.parameter in extra
+    with pytest.raises(VLLMValidationError, match="context length"):
+        engine.add([5] * 2000, **PARAMS)
+    assert len(engine.run()[good].tokens) == 20
+
+
+def test_lone_request_may_use_the_whole_pool(engine: Engine) -> None:
+    """Admission headroom must not starve a prompt that needs nearly every block."""
+    (prompt,) = random_prompts([700], seed=9)
+    request_id = engine.add(prompt, max_tokens=60, **PARAMS)
+    assert len(engine.run()[request_id].tokens) == 60
+
+
+def test_full_pool_leaves_requests_on_the_stock_path(tiny_llama: Path) -> None:
+    """No room for a page stream: the request decodes as it is, and says so."""
+    config = engine_config(
+        tiny_llama,
+        FastGenConfig(policy="full", force=True),
+        **(OPTIONS | dict(kv_cache_memory_bytes=26 * BLOCK_BYTES)),
+    )
+    engine = Engine(config)
+    try:
+        (prompt,) = random_prompts([600], seed=9)
+        request_id = engine.add(prompt, max_tokens=30, **PARAMS)
+        assert len(engine.run()[request_id].tokens) == 30
+        assert engine.stats.uncompacted == {"no_room": 1}
+    finally:
+        engine.close()

@@ -1,0 +1,157 @@
+"""What FastGen cannot be combined with is refused at start, naming the flag."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    Gemma3TextConfig,
+    MistralConfig,
+)
+
+from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.integration.names import VLLM_NAMES, check_vllm_names
+from fastgen_vllm.integration.options import check_engine_config, config_of
+from tests.integration.engine import Engine, engine_config
+from tests.integration.tiny import _shape, save_tiny_llama
+
+CONFIG = FastGenConfig()
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (dict(tensor_parallel_size=2), "--tensor-parallel-size"),
+        (dict(pipeline_parallel_size=2), "--pipeline-parallel-size"),
+        (
+            dict(speculative_config={"method": "ngram", "num_speculative_tokens": 2}),
+            "--speculative-config",
+        ),
+        (
+            dict(
+                kv_transfer_config={
+                    "kv_connector": "ExampleConnector",
+                    "kv_role": "kv_both",
+                }
+            ),
+            "--kv-transfer-config",
+        ),
+        (dict(kv_cache_dtype="fp8"), "--kv-cache-dtype"),
+        (dict(block_size=48), "--block-size"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_flag(tiny_llama: Path, options: dict[str, Any], flag: str) -> None:
+    if "tensor_parallel_size" in options or "pipeline_parallel_size" in options:
+        options = options | dict(distributed_executor_backend="mp")
+    with pytest.raises(ValueError, match=flag) as caught:
+        engine_config(tiny_llama, CONFIG, skip_tokenizer_init=True, **options)
+    assert "--fastgen off" in str(caught.value)
+
+
+def test_context_parallel(tiny_llama: Path) -> None:
+    config = engine_config(tiny_llama, CONFIG, skip_tokenizer_init=True)
+    config.parallel_config.decode_context_parallel_size = 2
+    with pytest.raises(ValueError, match="--decode-context-parallel-size"):
+        check_engine_config(config)
+
+
+def test_missing_options(tiny_llama: Path) -> None:
+    config = engine_config(tiny_llama, None, skip_tokenizer_init=True)
+    with pytest.raises(ValueError, match="--additional-config"):
+        config_of(config)
+
+
+def save(directory: Path, config: Any) -> Path:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("unsupported")
+    shape = _shape()
+    return {
+        "sliding-window": save(
+            root / "mistral", MistralConfig(**shape, sliding_window=64)
+        ),
+        "hybrid": save(
+            root / "gemma",
+            Gemma3TextConfig(**shape, sliding_window=64, sliding_window_pattern=2),
+        ),
+        "head-size": save_tiny_llama(root / "d80", head_dim=80),
+        "mla": save(
+            root / "mla",
+            DeepseekV2Config(
+                **(shape | dict(num_key_value_heads=4)),
+                kv_lora_rank=32,
+                q_lora_rank=None,
+                qk_nope_head_dim=32,
+                qk_rope_head_dim=32,
+                v_head_dim=32,
+                first_k_dense_replace=3,
+                n_routed_experts=2,
+                num_experts_per_tok=1,
+                n_group=1,
+                topk_group=1,
+                moe_intermediate_size=64,
+            ),
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sliding-window", "sliding-window"),
+        ("hybrid", "KV groups"),
+        ("head-size", "head size"),
+        ("mla", "MLA"),
+    ],
+)
+def test_model(models: dict[str, Path], name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        engine_config(models[name], CONFIG, skip_tokenizer_init=True)
+    assert "--fastgen off" in str(caught.value)
+    assert "unsupported: uncompressed" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sliding-window", "hybrid", "head-size"])
+def test_model_served_uncompressed(models: dict[str, Path], name: str) -> None:
+    """With `unsupported: uncompressed` such a model gives what stock vLLM gives."""
+    options: dict[str, Any] = dict(
+        skip_tokenizer_init=True, max_model_len=512, kv_cache_memory_bytes=2**24
+    )
+    prompt = list(range(3, 150))
+    expected = run(engine_config(models[name], None, **options), prompt)
+    config = FastGenConfig(unsupported="uncompressed")
+    assert run(engine_config(models[name], config, **options), prompt) == expected
+
+
+def run(config: Any, prompt: list[int]) -> list[int]:
+    engine = Engine(config)
+    try:
+        request_id = engine.add(prompt, max_tokens=20, detokenize=False)
+        while engine.llm.has_unfinished_requests():
+            for output in engine.llm.step():
+                tokens = list(output.outputs[0].token_ids)
+        assert request_id
+        return tokens
+    finally:
+        engine.close()
+
+
+def test_vllm_names_are_there() -> None:
+    check_vllm_names()
+
+
+def test_a_missing_vllm_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VLLM_NAMES, "vllm.v1.core.block_pool:BlockPool.gone", ())
+    monkeypatch.setitem(VLLM_NAMES, "vllm.v1.core.block_pool:BlockPool.touch", ("absent",))
+    with pytest.raises(ImportError, match="BlockPool.gone") as caught:
+        check_vllm_names()
+    assert "BlockPool.touch parameters absent" in str(caught.value)

@@ -1,0 +1,202 @@
+"""A plain decoder: dense attention over explicit lists of tokens, one head at a time.
+
+Written from the definitions, slowly, sharing no code with the engine's kernels: what
+compaction and the decode rules must equal. Llama and Qwen2 families.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fastgen_vllm.geometry import HeadField, StoreRule
+
+
+@dataclass
+class Slot:
+    """One kept token of one head."""
+
+    position: int
+    key: Tensor
+    value: Tensor
+    mass: float  # accumulated attention; inf = protected
+
+
+@dataclass
+class Head:
+    """One KV head of one layer: what it keeps and how it stores."""
+
+    slots: list[Slot] = field(default_factory=list)
+    capacity: int | None = None  # None: everything is kept
+    rule: int = StoreRule.APPEND
+    protects: int = 0
+    window: int = 0
+    observed_from: int = 0
+
+    def store(self, position: int, token_class: int, key: Tensor, value: Tensor) -> None:
+        """Take a new token, in the place of the least valued one if there is no room."""
+        if self.capacity is not None and len(self.slots) >= self.capacity:
+            self.slots.remove(self._victim(position))
+        mass = math.inf if token_class & self.protects else 0.0
+        self.slots.append(Slot(position, key, value, mass))
+
+    def _victim(self, position: int) -> Slot:
+        free = [slot for slot in self.slots if slot.mass != math.inf]
+        outside = [slot for slot in free if slot.position <= position - self.window]
+        if outside and self.rule == StoreRule.BY_VALUE:
+            return min(
+                outside,
+                key=lambda s: (
+                    s.mass / (position - max(s.position, self.observed_from)),
+                    s.position,
+                ),
+            )
+        return min(outside or free or self.slots, key=lambda slot: slot.position)
+
+    def attend(self, queries: Tensor, scale: float, pool: str) -> Tensor:
+        """Return [G, D], the attention output of G query heads, and accumulate their mass."""
+        keys = torch.stack([slot.key for slot in self.slots])
+        values = torch.stack([slot.value for slot in self.slots])
+        probability = (queries @ keys.T * scale).softmax(-1)
+        if self.rule == StoreRule.BY_VALUE:
+            pooled = {"mean": probability.mean(0), "max": probability.amax(0)}.get(
+                pool, probability.amin(0)
+            )
+            for slot, share in zip(self.slots, pooled.tolist(), strict=True):
+                slot.mass += share
+        return probability @ values
+
+
+class Decoder:
+    """A Llama- or Qwen2-like model with a cache of heads."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        self.num_layers: int = config["num_hidden_layers"]
+        self.num_q_heads: int = config["num_attention_heads"]
+        self.num_kv_heads: int = config["num_key_value_heads"]
+        hidden = config["hidden_size"]
+        self.head_size: int = config.get("head_dim") or hidden // self.num_q_heads
+        self.epsilon: float = config["rms_norm_eps"]
+        rope = config.get("rope_parameters") or {"rope_theta": config["rope_theta"]}
+        steps = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
+        self.frequency = rope["rope_theta"] ** -steps
+        self.weights: dict[str, Tensor] = {}
+        for file in sorted(directory.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():
+                    self.weights[name] = tensors.get_tensor(name).to(dtype)
+        self.dtype = dtype
+        self.heads: list[list[Head]] = []
+        self.attention = torch.empty(0)  # [L, H, N] of the last prefill
+
+    @property
+    def scale(self) -> float:
+        return self.head_size**-0.5
+
+    @property
+    def group(self) -> int:
+        return self.num_q_heads // self.num_kv_heads
+
+    def prefill(self, tokens: list[int], num_observed: int, pool: str = "mean") -> Tensor:
+        """Run a prompt; return [V] logprobs after it. Keeps every token in every head."""
+        count = len(tokens)
+        self.attention = torch.zeros(self.num_layers, self.num_kv_heads, count)
+        self.heads = [[Head() for _ in range(self.num_kv_heads)] for _ in range(self.num_layers)]
+        allowed = torch.ones(count, count, dtype=torch.bool).tril()
+        hidden = self.weights["model.embed_tokens.weight"][torch.tensor(tokens)]
+        for layer in range(self.num_layers):
+            query, key, value = self._qkv(layer, hidden, torch.arange(count))
+            outputs = []
+            for index in range(self.num_kv_heads):
+                queries = query[:, index * self.group : (index + 1) * self.group]
+                score = torch.einsum("qgd,kd->gqk", queries, key[:, index]) * self.scale
+                probability = score.masked_fill(~allowed, -math.inf).softmax(-1)
+                seen = probability[:, count - num_observed :]
+                pooled = {"mean": seen.mean(0), "max": seen.amax(0)}.get(pool, seen.amin(0))
+                self.attention[layer, index] = pooled.sum(0)
+                outputs.append(torch.einsum("gqk,kd->qgd", probability, value[:, index]))
+                self.heads[layer][index].slots = [
+                    Slot(p, key[p, index], value[p, index], 0.0) for p in range(count)
+                ]
+            hidden = self._finish_layer(layer, hidden, torch.cat(outputs, 1).flatten(1))
+        return self._logprobs(hidden[-1])
+
+    def compact(self, keep: Tensor, records: Tensor, token_class: Tensor, block_size: int) -> None:
+        """Keep only ``keep`` [L, H, N] and store by the head records from now on."""
+        for layer, heads in enumerate(self.heads):
+            for index, head in enumerate(heads):
+                record = records[layer, index].tolist()
+                head.rule = record[HeadField.RULE]
+                if head.rule != StoreRule.APPEND:
+                    head.capacity = record[HeadField.NUM_PAGES] * block_size
+                head.protects = record[HeadField.PROTECTS]
+                head.window = record[HeadField.WINDOW]
+                head.observed_from = record[HeadField.OBSERVED_FROM]
+                head.slots = [slot for slot in head.slots if keep[layer, index, slot.position]]
+                for slot in head.slots:
+                    slot.mass = float(self.attention[layer, index, slot.position])
+                    if int(token_class[slot.position]) & head.protects:
+                        slot.mass = math.inf
+
+    def decode(self, token: int, position: int, token_class: int, pool: str = "mean") -> Tensor:
+        """Run one token; return [V] logprobs after it."""
+        hidden = self.weights["model.embed_tokens.weight"][token][None]
+        for layer, heads in enumerate(self.heads):
+            query, key, value = self._qkv(layer, hidden, torch.tensor([position]))
+            outputs = []
+            for index, head in enumerate(heads):
+                head.store(position, token_class, key[0, index], value[0, index])
+                queries = query[0, index * self.group : (index + 1) * self.group]
+                outputs.append(head.attend(queries, self.scale, pool))
+            hidden = self._finish_layer(layer, hidden, torch.cat(outputs).flatten()[None])
+        return self._logprobs(hidden[-1])
+
+    def kept_positions(self) -> list[list[list[int]]]:
+        """Positions that every head holds now, ``[L][H]``, sorted."""
+        return [
+            [sorted(slot.position for slot in head.slots) for head in heads]
+            for heads in self.heads
+        ]
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        bias = self.weights.get(f"{name}.bias")
+        return torch.nn.functional.linear(x, self.weights[f"{name}.weight"], bias)
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return scaled * self.weights[f"{name}.weight"]
+
+    def _qkv(self, layer: int, hidden: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        prefix = f"model.layers.{layer}"
+        x = self._norm(f"{prefix}.input_layernorm", hidden)
+        query, key, value = (
+            self._linear(f"{prefix}.self_attn.{name}_proj", x).view(
+                len(hidden), -1, self.head_size
+            )
+            for name in "qkv"
+        )
+        angle = position[:, None].double() * self.frequency
+        cos, sin = angle.cos().to(self.dtype)[:, None], angle.sin().to(self.dtype)[:, None]
+
+        def rotate(x: Tensor) -> Tensor:
+            low, high = x.chunk(2, -1)
+            return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)
+
+        return rotate(query), rotate(key), value
+
+    def _finish_layer(self, layer: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        prefix = f"model.layers.{layer}"
+        hidden = hidden + self._linear(f"{prefix}.self_attn.o_proj", attended)
+        x = self._norm(f"{prefix}.post_attention_layernorm", hidden)
+        gate = torch.nn.functional.silu(self._linear(f"{prefix}.mlp.gate_proj", x))
+        up = self._linear(f"{prefix}.mlp.up_proj", x)
+        return hidden + self._linear(f"{prefix}.mlp.down_proj", gate * up)
+
+    def _logprobs(self, hidden: Tensor) -> Tensor:
+        head = self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"])
+        return (self._norm("model.norm", hidden) @ head.T).float().log_softmax(-1)
