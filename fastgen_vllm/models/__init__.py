@@ -1,0 +1,1 @@
+"""Models that FastGen brings along."""

@@ -1,0 +1,1 @@
+"""Command line of the server, on top of vLLM's own."""

@@ -1,0 +1,126 @@
+"""The command ``fastgen-vllm``: vLLM's own OpenAI server with FastGen's options filled in."""
+
+import argparse
+import copy
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+import fastgen_vllm
+from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
+from fastgen_vllm.server.arguments import merge_options, resolve_config
+from fastgen_vllm.server.parsers import USAGE, add_serve_arguments, main_parser, serve_help_parser
+
+#: Pool of the default model if the user sets none: vLLM would take 92 % of the machine's memory.
+DEFAULT_MODEL_POOL_BYTES = 2**30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; 2 for a mistake in the options."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] != ["serve"]:
+        main_parser(fastgen_vllm.__version__).parse_args(arguments or ["--help"])
+        return 0
+    if {"-h", "--help"} & set(arguments):
+        serve_help_parser().print_help()
+        return 0
+    try:
+        args = prepare(arguments[1:])
+    except (ValueError, OSError) as error:
+        print(f"fastgen-vllm: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+    return _serve(args)
+
+
+def prepare(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments for vLLM's server: what the user gave, checked, with ours filled in.
+
+    Raises:
+        ValueError: an option that vLLM or FastGen refuses.
+        OSError: a file, such as that of a chat template, cannot be read.
+    """
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+
+    cli_env_setup()
+    args = _parse(arguments)
+    configure_logging_from_args(args)
+    try:
+        validate_parsed_serve_args(args)
+    except TypeError as error:  # vLLM's choice for options that need another one
+        raise ValueError(str(error)) from error
+    config = resolve_config(args.fastgen, args.additional_config)
+    if config is not None:
+        _fill_in_fastgen(args, config)
+    _fill_in_model(args)
+    if config is not None:
+        _check_engine_config(args)
+    return args
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser(prog="fastgen-vllm serve", usage=USAGE)
+    make_arg_parser(parser)
+    add_serve_arguments(parser)
+    utilization = parser.get_default("gpu_memory_utilization")
+    parser.set_defaults(
+        subparser="serve", host="127.0.0.1", model=None, gpu_memory_utilization=None
+    )
+    args: argparse.Namespace = parser.parse_args(list(arguments))
+    args.model = args.model_tag or args.model
+    if args.gpu_memory_utilization is None:
+        args.gpu_memory_utilization = utilization
+        if args.model is None and args.kv_cache_memory_bytes is None:
+            args.kv_cache_memory_bytes = DEFAULT_MODEL_POOL_BYTES
+    return args
+
+
+def _fill_in_model(args: argparse.Namespace) -> None:
+    if args.model is None:
+        args.model = str(ensure_default_model())
+        args.served_model_name = args.served_model_name or [MODEL_NAME]
+
+
+def _fill_in_fastgen(args: argparse.Namespace, config: FastGenConfig) -> None:
+    from fastgen_vllm.integration.options import engine_options
+
+    ours = engine_options(config)
+    given = {option: getattr(args, option) for option in ours}
+    vars(args).update(merge_options(given, ours))
+
+
+def _check_engine_config(args: argparse.Namespace) -> None:
+    """Refuse, before any process is started, what FastGen cannot be combined with."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    from fastgen_vllm.integration.options import check_engine_config
+
+    # vLLM completes a configuration in place: the server is to start from an untouched one.
+    engine_args = AsyncEngineArgs.from_cli_args(copy.deepcopy(args))
+    check_engine_config(
+        engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER, headless=args.headless)
+    )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    try:
+        ServeSubcommand.cmd(args)
+    except KeyboardInterrupt:  # before the server had taken over the signals
+        return 130
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        messages = (problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        return " ".join("; ".join(messages).split())
+    return " ".join(str(error).split())

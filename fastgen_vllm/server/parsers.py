@@ -1,0 +1,88 @@
+"""What the command line says of itself; vLLM's own options are added elsewhere."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from fastgen_vllm.config import CONFIG_KEY, FastGenConfig, preset_names
+from fastgen_vllm.models.embedded import MODEL_NAME
+from fastgen_vllm.server.arguments import DEFAULT, OFF
+
+USAGE = "fastgen-vllm serve [MODEL] [--fastgen PRESET|FILE.yaml|off] [any `vllm serve` option]"
+MODEL_HELP = f"directory or hub name of the model; by default the embedded {MODEL_NAME}"
+_DESCRIPTION = f"""\
+Serve a model with vLLM's own OpenAI-compatible server and FastGen's KV-cache compression.
+
+It listens on 127.0.0.1 unless --host is given. Without MODEL it serves {MODEL_NAME},
+out of a pool of 1 GiB unless --kv-cache-memory-bytes or --gpu-memory-utilization is given.
+"""
+
+
+def main_parser(version: str) -> argparse.ArgumentParser:
+    """Return the parser of everything but `serve`."""
+    parser = argparse.ArgumentParser(
+        prog="fastgen-vllm",
+        description="vLLM with FastGen: every attention head keeps only the tokens it looks at.",
+        epilog="More: fastgen-vllm serve --help",
+    )
+    parser.add_argument("--version", action="version", version=f"fastgen-vllm {version}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands.add_parser("serve", help="serve a model over HTTP", usage=USAGE, add_help=False)
+    return parser
+
+
+def serve_help_parser() -> argparse.ArgumentParser:
+    """Return a parser of `serve` for its help page, which needs no vLLM to be imported."""
+    parser = argparse.ArgumentParser(
+        prog="fastgen-vllm serve",
+        usage=USAGE,
+        description=_DESCRIPTION,
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP)
+    add_serve_arguments(parser)
+    return parser
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add our own options to a parser of `serve`."""
+    group = parser.add_argument_group("FastGen", "KV-cache compression")
+    group.add_argument(
+        "--fastgen",
+        metavar="PRESET|FILE.yaml|off",
+        default=DEFAULT,
+        help=f"{', '.join(preset_names())}, a YAML file, or {OFF}: plain vLLM (default: {DEFAULT})",
+    )
+    # A vLLM --config file that says `fastgen: off` means a YAML boolean and arrives as this.
+    group.add_argument(
+        "--no-fastgen",
+        dest="fastgen",
+        action="store_const",
+        const=OFF,
+        default=DEFAULT,
+        help=f"the same as --fastgen {OFF}",
+    )
+
+
+def _epilog() -> str:
+    options = "\n".join(_describe(FastGenConfig))
+    return (
+        f"options of a FastGen YAML file:\n{options}\n\n"
+        f"One of them is changed by --additional-config.{CONFIG_KEY}.OPTION VALUE.\n"
+        "vLLM's options: fastgen-vllm serve --help=all, or --help=KEYWORD."
+    )
+
+
+def _describe(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from _describe(type(field.default), f"{prefix}{name}.")
+        else:
+            legal = ""
+            if get_origin(field.annotation) is Literal:
+                legal = f"{', '.join(get_args(field.annotation))}; "
+            default = f"({legal}default: {field.default})"
+            yield f"  {prefix + name:16} {field.description} {default}"

@@ -1,0 +1,173 @@
+"""The command line, up to the point where vLLM's server would start."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastgen_vllm
+from fastgen_vllm.config import CONFIG_KEY, load_config, preset_names
+from fastgen_vllm.models.embedded import MODEL_NAME
+from fastgen_vllm.server import cli
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail; return the one line it prints."""
+    assert cli.main(["serve", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if line.startswith("fastgen-vllm: error: ")]
+    assert len(errors) == 1, lines
+    return errors[0]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"fastgen-vllm {fastgen_vllm.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(arguments)
+    assert "serve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["some/model", "--port", "1", "--help"]])
+def test_serve_help_tells_all_of_ours(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", *arguments]) == 0
+    text = capsys.readouterr().out
+    for word in ["127.0.0.1", "1 GiB", "--help=all", MODEL_NAME, "off", *preset_names()]:
+        assert word in text
+    for option in ["policy", "recovery_norm", "paper.local", "coverage.sinks", "unsupported"]:
+        assert f"\n  {option} " in text
+
+
+def test_vllms_help_is_reachable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["serve", "--help=max-model-len"])
+    assert "--max-model-len" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["--nope"], ["serve", "--nope"]])
+def test_unknown_words_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert "error: " in capsys.readouterr().err
+
+
+def test_unknown_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--fastgen nope: no such preset" in error_of(capsys, "--fastgen", "nope")
+
+
+@pytest.mark.parametrize("text", ["recover: 0.9", "recovery: 7", "policy: ["])
+def test_bad_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    message = error_of(capsys, "--fastgen", str(path))
+    assert "recover" in message or "not valid YAML" in message
+
+
+def test_bad_single_option(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, "--additional-config.fastgen.recovery", "7")
+    assert "recovery=7" in message
+
+
+@pytest.mark.parametrize("flag", ["--worker-cls", "--scheduler-cls"])
+def test_foreign_classes(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{flag}='a.B' cannot be combined" in error_of(capsys, flag, "a.B")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--enable-auto-tool-choice"], "--tool-call-parser"),
+        (["/no/such/model"], "/no/such/model"),
+        (["--max-model-len", "100000"], "max_model_len"),
+        (["--pipeline-parallel-size", "2"], "--pipeline-parallel-size"),
+    ],
+)
+def test_what_vllm_or_fastgen_refuses_is_one_line(
+    arguments: list[str], named: str, default_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert named in error_of(capsys, *arguments)
+
+
+def test_defaults(default_model: Path) -> None:
+    args = cli.prepare([])
+    assert args.model == str(default_model)
+    assert args.served_model_name == [MODEL_NAME]
+    assert (args.host, args.port) == ("127.0.0.1", 8000)
+    assert args.kv_cache_memory_bytes == cli.DEFAULT_MODEL_POOL_BYTES
+    assert args.gpu_memory_utilization == stock([]).gpu_memory_utilization
+    assert args.worker_cls.startswith("fastgen_vllm.")
+    assert args.scheduler_cls.startswith("fastgen_vllm.")
+    config = load_config("balanced").model_dump(mode="json")
+    assert args.additional_config[CONFIG_KEY] == config
+
+
+def test_users_options_stay(default_model: Path) -> None:
+    args = cli.prepare(
+        f"{default_model} --served-model-name mine --host 0.0.0.0 --block-size 64"
+        " --fastgen paper --additional-config.other 1"
+        " --additional-config.fastgen.recovery 0.8".split()
+    )
+    assert (args.model, args.served_model_name) == (str(default_model), ["mine"])
+    assert (args.host, args.block_size, args.kv_cache_memory_bytes) == ("0.0.0.0", 64, None)
+    assert args.additional_config["other"] == 1
+    assert args.additional_config[CONFIG_KEY]["policy"] == "paper"
+    assert args.additional_config[CONFIG_KEY]["recovery"] == 0.8
+
+
+@pytest.mark.parametrize("off", [["--fastgen", "off"], ["--no-fastgen"], ["--fastgen=off"]])
+def test_off_is_plain_vllm(off: list[str], default_model: Path) -> None:
+    arguments = [str(default_model), "--host", "localhost"]
+    assert engine_args(cli.prepare([*arguments, *off])) == engine_args(stock(arguments))
+
+
+def test_off_in_vllms_config_file(default_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"model: {default_model}\nfastgen: off\nport: 9000\n")
+    args = cli.prepare(["--config", str(file)])
+    assert (args.model, args.port, args.worker_cls) == (str(default_model), 9000, "auto")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pool"),
+    [
+        (["--kv-cache-memory-bytes", "2G"], 2**31),
+        (["--gpu-memory-utilization", "0.5"], None),
+        (["--gpu-memory-utilization", "0.92"], None),
+    ],
+)
+def test_pool_of_the_default_model(
+    arguments: list[str], pool: int | None, default_model: Path
+) -> None:
+    assert cli.prepare(["--fastgen", "off", *arguments]).kv_cache_memory_bytes == pool
+
+
+def test_offline_options() -> None:
+    options = fastgen_vllm.llm_options("paper", max_model_len=2048)
+    assert options["max_model_len"] == 2048
+    assert options["additional_config"][CONFIG_KEY]["policy"] == "paper"
+    assert fastgen_vllm.llm_options("off", max_model_len=2048) == {"max_model_len": 2048}
+    with pytest.raises(ValueError, match="--worker-cls"):
+        fastgen_vllm.llm_options(worker_cls="a.B")
+
+
+def stock(arguments: list[str]) -> argparse.Namespace:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    args: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    args.model = args.model_tag or args.model
+    return args
+
+
+def engine_args(args: argparse.Namespace) -> dict[str, Any]:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    return vars(AsyncEngineArgs.from_cli_args(args)) | {"logging_config": None}
