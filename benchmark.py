@@ -14,7 +14,6 @@ import random
 import statistics
 import subprocess
 import sys
-import sysconfig
 import time
 from datetime import date
 from importlib.metadata import version
@@ -163,17 +162,13 @@ def measure(arguments: argparse.Namespace, engine_name: str) -> dict[str, Any]:
 
 
 def text_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
-    """Cut prompts of exactly ``length`` tokens from Python's standard library, by seed 0."""
-    library = Path(sysconfig.get_path("stdlib"))
-    files = sorted(path for path in library.glob("*.py") if path.stat().st_size > 8 * length)
+    """Cut prompts of exactly ``length`` tokens from the Python reference manual, by seed 0."""
+    from pydoc_data.topics import topics
+
+    tokens = tokenizer("\n\n".join(topics.values()), verbose=False).input_ids
     dice = random.Random(0)
-    prompts = []
-    while len(prompts) < count:
-        tokens = tokenizer(dice.choice(files).read_text(errors="replace")).input_ids
-        if len(tokens) > length:
-            start = dice.randrange(len(tokens) - length)
-            prompts.append(tokens[start : start + length])
-    return prompts
+    starts = [dice.randrange(len(tokens) - length) for _ in range(count)]
+    return [tokens[start : start + length] for start in starts]
 
 
 def cpu_name() -> str:

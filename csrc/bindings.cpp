@@ -10,8 +10,9 @@ STABLE_TORCH_LIBRARY(fastgen, m) {
       "attention_mass(Tensor query, Tensor arena, int layer, Tensor block_row, "
       "int first_position, float scale, str pool, Tensor(a!) mass) -> ()");
   m.def(
-      "compact(Tensor(a!) arena, Tensor old_row, Tensor new_row, Tensor kept, Tensor kept_start, "
-      "Tensor kept_value, Tensor heads, Tensor(b!) positions, Tensor(c!) values) -> ()");
+      "compact(Tensor source, Tensor old_row, Tensor(a!) arena, Tensor new_row, Tensor kept, "
+      "Tensor kept_start, Tensor kept_value, Tensor heads, Tensor(b!) positions, "
+      "Tensor(c!) values) -> ()");
   m.def(
       "store(Tensor key, Tensor value, Tensor token_index, Tensor lanes, Tensor block_rows, "
       "Tensor token_position, Tensor token_class, int layer, Tensor(a!) arena, Tensor(b!) heads, "

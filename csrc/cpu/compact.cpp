@@ -6,12 +6,17 @@
 
 namespace fastgen {
 
-void compact(Tensor arena, const Tensor& old_row, const Tensor& new_row, const Tensor& kept,
-             const Tensor& kept_start, const Tensor& kept_value, const Tensor& heads,
-             Tensor positions, Tensor values) {
+void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Tensor& new_row,
+             const Tensor& kept, const Tensor& kept_start, const Tensor& kept_value,
+             const Tensor& heads, Tensor positions, Tensor values) {
   const Checks check("compact");
   CompactArgs a = {};
+  a.source = check.arena(source);
   a.pool = check.arena(arena);
+  require(source.scalar_type() == arena.scalar_type() && source.size(0) == arena.size(0) &&
+              source.size(2) == arena.size(2) && source.size(3) == arena.size(3) &&
+              source.size(4) == arena.size(4),
+          "compact: source must have the dtype and shape of arena, except for its blocks");
   const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
   check.contiguous("old_row", old_row, ScalarType::Int, {kAny});
   check.contiguous("new_row", new_row, ScalarType::Int, {kAny});

@@ -14,9 +14,9 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
                     const Tensor& block_row, int64_t first_position, double scale, std::string pool,
                     Tensor mass);
 
-void compact(Tensor arena, const Tensor& old_row, const Tensor& new_row, const Tensor& kept,
-             const Tensor& kept_start, const Tensor& kept_value, const Tensor& heads,
-             Tensor positions, Tensor values);
+void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Tensor& new_row,
+             const Tensor& kept, const Tensor& kept_start, const Tensor& kept_value,
+             const Tensor& heads, Tensor positions, Tensor values);
 
 void store(const Tensor& key, const Tensor& value, const Tensor& token_index, const Tensor& lanes,
            const Tensor& block_rows, const Tensor& token_position, const Tensor& token_class,

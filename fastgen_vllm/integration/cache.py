@@ -50,8 +50,6 @@ class PerHeadManager(FullAttentionManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._streams: dict[str, StreamSize] = {}
-        #: blocks that admission leaves free, so that a finished prefill can be compacted
-        self.headroom = 0
 
     def is_compacted(self, request_id: str) -> bool:
         """Whether the request's row is a page stream."""
@@ -61,23 +59,28 @@ class PerHeadManager(FullAttentionManager):
         """Blocks that the request holds now."""
         return len(self.req_to_blocks.get(request_id, ()))
 
-    def can_compact(self, size: StreamSize, num_stored: int) -> bool:
-        """Whether the pool has room for the new row."""
-        return size.blocks(num_stored) <= int(self.block_pool.get_num_free_blocks())
+    def can_compact(self, request_id: str, size: StreamSize, num_stored: int) -> bool:
+        """Whether the pool has room for the new row once the old one is returned.
+
+        Blocks that other requests share do not come back.
+        """
+        returned = sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
+        return size.blocks(num_stored) <= self.block_pool.get_num_free_blocks() + returned
 
     def compact(
         self, request_id: str, size: StreamSize, num_stored: int
     ) -> tuple[list[int], list[int]]:
-        """Swap the request's row for a fresh page stream; return (old, new) block ids.
+        """Swap the request's row for a page stream; return (old, new) block ids.
 
-        The old blocks go back to the pool with their prefix-cache hashes. They may be
-        handed out again in the same step, because the worker copies before it computes.
+        The old blocks go back to the pool with their prefix-cache hashes, behind all blocks
+        that were free before. They may be handed out again in the same step, even to this
+        request, because the worker copies before it computes.
         """
         old = self.req_to_blocks[request_id]
+        self.block_pool.free_blocks(reversed(old))
         new = self.block_pool.get_new_blocks(size.blocks(num_stored))
         self.req_to_blocks[request_id] = new
         self._streams[request_id] = size
-        self.block_pool.free_blocks(reversed(old))
         return [block.block_id for block in old], [block.block_id for block in new]
 
     def get_num_blocks_to_allocate(
@@ -93,7 +96,7 @@ class PerHeadManager(FullAttentionManager):
     ) -> int:
         if (size := self._streams.get(request_id)) is not None:
             return max(0, size.blocks(num_tokens) - self.num_blocks(request_id))
-        needed = super().get_num_blocks_to_allocate(
+        needed: int = super().get_num_blocks_to_allocate(
             request_id,
             num_tokens,
             new_computed_blocks,
@@ -103,9 +106,7 @@ class PerHeadManager(FullAttentionManager):
             apply_admission_cap,
             prefill_end,
         )
-        # Only while others hold blocks: a lone request must be able to use the whole pool.
-        others = any(other != request_id for other in self.req_to_blocks)
-        return int(needed) + (self.headroom if apply_admission_cap and others else 0)
+        return needed
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int

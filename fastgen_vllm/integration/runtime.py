@@ -140,9 +140,14 @@ class FastGenRuntime:
         request.later_class.clear()
         request.lane = self._free_lanes.pop()
         self._heads[request.lane] = copy.records
+        source, old_row = self._arena, torch.tensor(order.old_row)
+        if set(order.old_row) & set(order.new_row):
+            # The pool was so full that old blocks were handed out again: read from a copy.
+            source, old_row = source[:, old_row].contiguous(), torch.arange(len(old_row))
         ops.compact(
+            source,
+            old_row.int(),
             self._arena,
-            torch.tensor(order.old_row, dtype=torch.int32),
             torch.tensor(order.new_row, dtype=torch.int32),
             copy.kept,
             copy.kept_start,

@@ -23,12 +23,8 @@ from fastgen_vllm.integration.messages import CompactionOrder, StepOrders, Worke
 from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats, Uncompacted
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.lifecycle import observed_queries
-from fastgen_vllm.pages.size import StreamSize, cdiv
+from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.request import RequestOptions
-
-#: Kept share assumed before any prompt was profiled, and weight of a new observation.
-FIRST_KEPT_SHARE = 0.5
-KEPT_SHARE_WEIGHT = 0.2
 
 
 class PerHeadScheduling(Scheduler):  # type: ignore[misc]
@@ -44,7 +40,6 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
         self._pending: dict[str, StreamSize] = {}
         self._uncompacted: dict[str, Uncompacted] = {}
         self._declined: list[str] = []
-        self._kept_share = FIRST_KEPT_SHARE
         self._send_stats = wants_metrics(self.vllm_config)
         #: since statistics were last sent
         self.stats = FastGenStats()
@@ -53,7 +48,6 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
         if self._manager is None:
             return super().schedule(throttle_prefills)
         compactions = self._compact_pending(self._manager)
-        self._manager.headroom = self._headroom()
         output = super().schedule(throttle_prefills)
         preempted = output.preempted_req_ids or ()
         output.kv_connector_metadata = StepOrders(
@@ -88,9 +82,6 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
             self._pending[plan.request_id] = plan.size
             self._uncompacted[plan.request_id] = Uncompacted.NO_ROOM
             self.stats.observe_plan(plan)
-            prompt_pages = plan.size.prompt_pages * plan.size.pages_per_block
-            share = plan.size.fixed_pages / prompt_pages
-            self._kept_share += KEPT_SHARE_WEIGHT * (share - self._kept_share)
 
     def _compact_pending(self, manager: PerHeadManager) -> list[CompactionOrder]:
         """Swap the blocks of every request whose plan pays and for which there is room."""
@@ -109,7 +100,7 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
                 self._declined.append(request_id)
                 self._uncompacted[request_id] = Uncompacted.NO_SAVING
                 continue
-            if not manager.can_compact(size, num_stored):
+            if not manager.can_compact(request_id, size, num_stored):
                 continue
             old, new = manager.compact(request_id, size, num_stored)
             orders.append(CompactionOrder(request_id, old, new, num_stored))
@@ -118,19 +109,6 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
             self.stats.compactions += 1
             self.stats.blocks_given_back += len(old) - len(new)
         return orders
-
-    def _headroom(self) -> int:
-        """Blocks to leave free at admission, for the largest compaction to come."""
-        to_come = [size.blocks(0) for size in self._pending.values()]
-        candidate = [self.waiting.peek_request()] if self.waiting else []
-        for request in (*self.running, *candidate):
-            if not self._is_decoding(request) and self._observed_from(request) is not None:
-                blocks = cdiv(request.num_prompt_tokens, self.block_size)
-                to_come.append(round(blocks * self._kept_share))
-        return max(to_come, default=0)
-
-    def _is_decoding(self, request: Request) -> bool:
-        return bool(request.num_computed_tokens >= request.num_prompt_tokens)
 
     def _observed_from(self, request: Request) -> int | None:
         """First observed query position, or None if the request must stay as it is."""

@@ -5,8 +5,9 @@ from torch import Tensor
 
 
 def compact(
-    arena: Tensor,
+    source: Tensor,
     old_row: Tensor,
+    arena: Tensor,
     new_row: Tensor,
     kept: Tensor,
     kept_start: Tensor,
@@ -18,13 +19,15 @@ def compact(
     """Move the kept tokens of one request, all layers, from stock pages to its page stream.
 
     Token ``kept[kept_start[l*H+h] + i]`` of head ``(l, h)`` becomes slot ``i`` of that head; its
-    position and starting value become that slot's metadata. Old blocks are only read.
+    position and starting value become that slot's metadata. ``source`` is only read.
 
     Args:
+        source: ``[L, B', H, 2*S, D]``, the cache that holds the stock pages: ``arena`` itself
+            if no block is in both rows, else a copy of the old blocks.
+        old_row: int32 ``[ceil(N / S)]``, the stock blocks in order, as numbered in ``source``.
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
             dimensions contiguous, ``S`` and ``D`` multiples of 32. Changed in place.
-        old_row: int32 ``[ceil(N / S)]``, the prompt's stock blocks in order.
-        new_row: int32, the blocks of the page stream in order; none of them is in ``old_row``.
+        new_row: int32, the blocks of the page stream in order.
         kept: int32 ``[K]`` token positions, head after head in ``(l, h)`` order.
         kept_start: int64 ``[L*H + 1]``, half-open bounds of each head in ``kept``.
         kept_value: float32 ``[K]`` accumulated attention mass; ``+inf`` marks a protected token.
@@ -37,5 +40,14 @@ def compact(
             disagrees with ``kept`` or with a ``LENGTH``.
     """
     torch.ops.fastgen.compact(
-        arena, old_row, new_row, kept, kept_start, kept_value, heads, positions, values
+        source,
+        old_row,
+        arena,
+        new_row,
+        kept,
+        kept_start,
+        kept_value,
+        heads,
+        positions,
+        values,
     )

@@ -83,8 +83,9 @@ def attention_mass(
 
 
 def compact(
-    arena: Tensor,
+    source: Tensor,
     old_row: Tensor,
+    arena: Tensor,
     new_row: Tensor,
     kept: Tensor,
     kept_start: Tensor,
@@ -101,7 +102,7 @@ def compact(
         first = int(kept_start[index])
         for i in range(int(record[HeadField.LENGTH])):
             token = int(kept[first + i])
-            old_k, old_v = page_of(arena, layer, int(old_row[token // slots]), head)
+            old_k, old_v = page_of(source, layer, int(old_row[token // slots]), head)
             block, page, slot = slot_of(arena, new_row, record, i)
             new_k, new_v = page_of(arena, page // num_heads, block, page % num_heads)
             new_k[:, slot] = old_k[:, token % slots]

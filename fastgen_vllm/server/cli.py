@@ -90,7 +90,7 @@ def _fill_in_model(args: argparse.Namespace) -> None:
 def _fill_in_fastgen(args: argparse.Namespace, config: FastGenConfig) -> None:
     from fastgen_vllm.integration.options import engine_options
 
-    ours = engine_options(config)
+    ours = engine_options(config, metrics=True)
     given = {option: getattr(args, option) for option in ours}
     vars(args).update(merge_options(given, ours))
 

@@ -1,5 +1,6 @@
 """An engine in this process, driven step by step, with every invariant checked after each."""
 
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -174,8 +175,10 @@ class Engine:
             assert not self.scheduler.requests and not self.scheduler._pending
 
     def close(self) -> None:
-        """Give back memory so that the next engine fits."""
+        """Give back memory, and vLLM's process groups before the next engine makes its own."""
         self.core.shutdown()
+        del self.llm
+        gc.collect()
 
 
 def generate(

@@ -113,25 +113,41 @@ def test_bad_input_harms_nobody(engine: Engine) -> None:
     assert len(engine.run()[good].tokens) == 20
 
 
-def test_lone_request_may_use_the_whole_pool(engine: Engine) -> None:
-    """Admission headroom must not starve a prompt that needs nearly every block."""
-    (prompt,) = random_prompts([700], seed=9)
-    request_id = engine.add(prompt, max_tokens=60, **PARAMS)
-    assert len(engine.run()[request_id].tokens) == 60
+def test_compaction_in_a_full_pool(tiny_llama: Path) -> None:
+    """With not one block free the old blocks themselves become the page stream."""
+    prompt = random_prompts([600], seed=9)[0]
+    tokens = []
+    for blocks in (60, 21):  # 600 tokens and 30 more need 20 blocks; one is the null block
+        options = OPTIONS | dict(kv_cache_memory_bytes=blocks * BLOCK_BYTES, max_model_len=640)
+        engine = Engine(engine_config(tiny_llama, CONFIG, **options))
+        try:
+            request_id = engine.add(prompt, max_tokens=30, **PARAMS)
+            tokens.append(engine.run()[request_id].tokens)
+            assert engine.stats.compactions == 1
+        finally:
+            engine.close()
+    assert tokens[0] == tokens[1]
 
 
-def test_full_pool_leaves_requests_on_the_stock_path(tiny_llama: Path) -> None:
-    """No room for a page stream: the request decodes as it is, and says so."""
+def test_shared_blocks_leave_no_room(tiny_llama: Path) -> None:
+    """Blocks that others read do not come back: without room the request stays as it is."""
     config = engine_config(
         tiny_llama,
-        FastGenConfig(policy="full", force=True),
-        **(OPTIONS | dict(kv_cache_memory_bytes=26 * BLOCK_BYTES)),
+        FastGenConfig(policy="full", force=True, observe=32),
+        **(OPTIONS | dict(kv_cache_memory_bytes=31 * BLOCK_BYTES)),
     )
     engine = Engine(config)
     try:
-        (prompt,) = random_prompts([600], seed=9)
-        request_id = engine.add(prompt, max_tokens=30, **PARAMS)
-        assert len(engine.run()[request_id].tokens) == 30
-        assert engine.stats.uncompacted == {"no_room": 1}
+        (prompt,) = random_prompts([640], seed=9)
+        first = engine.add(prompt, max_tokens=3, extra_args={"fastgen": "off"}, **PARAMS)
+        engine.run()
+        # Both share the first 19 of 20 blocks: a stream of 20 finds less than 10 blocks free.
+        off = engine.add(prompt, max_tokens=40, extra_args={"fastgen": "off"}, **PARAMS)
+        engine.step()
+        on = engine.add(prompt, max_tokens=20, **PARAMS)
+        results = engine.run()
+        assert results[on].tokens == results[off].tokens[:20]
+        assert results[first].tokens == results[off].tokens[:3]
+        assert engine.stats.uncompacted == {"off": 2, "no_room": 1}
     finally:
         engine.close()

@@ -48,6 +48,7 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
         op(
             to.arena,
             old_row,
+            to.arena,
             new_row,
             torch.cat(kept),
             start,
@@ -69,6 +70,38 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
         assert torch.equal(cache.values[where], kept_value[start[index] : start[index + 1]])
 
 
+def test_from_a_copy_into_the_same_blocks(isa: str) -> None:
+    """New blocks may be the old ones if the tokens are read from a copy."""
+    rng = generator("copy")
+    S = D = 32
+    plans = [HeadPlan(n, StoreRule.BY_VALUE) for n in (5, 40, 33, 1, 64, 50)]
+    records, pages = make_records(plans, L, H, S)
+    old_row = torch.tensor([3, 1, 2], dtype=torch.int32)
+    new_row = torch.tensor([1, 3], dtype=torch.int32)
+    assert pages <= 2 * L * H
+    cache = make_cache(torch.float32, L, 4, H, S, D, fill=0.0)
+    tokens = [random_tokens(3 * S, D, torch.float32, rng) for _ in plans]
+    for index, (key, value) in enumerate(tokens):
+        write_stock(cache, index // H, old_row, index % H, key, value)
+    kept = [torch.arange(3 * S - plan.length, 3 * S).int() for plan in plans]
+    ops.compact(
+        cache.arena[:, old_row.long()].contiguous(),
+        torch.arange(3, dtype=torch.int32),
+        cache.arena,
+        new_row,
+        torch.cat(kept),
+        torch.tensor([0, *(plan.length for plan in plans)]).cumsum(0),
+        torch.zeros(sum(plan.length for plan in plans)),
+        records,
+        cache.positions,
+        cache.values,
+    )
+    for index, (key, value) in enumerate(tokens):
+        k, v = reference.keys_and_values(cache.arena, new_row, records[index // H, index % H])
+        assert torch.equal(k, key[kept[index].long()])
+        assert torch.equal(v, value[kept[index].long()])
+
+
 def test_lengths_must_agree() -> None:
     records, _ = make_records([HeadPlan(2) for _ in range(L * H)], L, H, 32)
     cache = make_cache(torch.float32, L, 4, H, 32, 32)
@@ -80,6 +113,7 @@ def test_lengths_must_agree() -> None:
         ops.compact(
             cache.arena,
             row,
+            cache.arena,
             row + 1,
             kept,
             start,

@@ -1,9 +1,10 @@
 // Compaction: kept tokens move from a prompt's stock pages into the page stream of fresh blocks.
 //
 // item = (layer * H + head, page of that head): fills up to S slots of one page and their positions
-// and values; sole writer of the page. Old and new blocks are disjoint, so nothing is read after it
-// was written. Bytes: 2 * D elements read and written per token. Neighbouring tokens share the
-// cache lines of their K columns, so a tile of kTile slots walks the columns in step.
+// and values; sole writer of the page. Blocks that are read are never written: where old and new
+// rows overlap, the caller reads from a copy. Bytes: 2 * D elements read and written per token.
+// Neighbouring tokens share the cache lines of their K columns, so a tile of kTile slots walks the
+// columns in step.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -31,7 +32,7 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
     for (int i = 0; i < n; ++i) {
       const int in_page = kept[i] % slots;
       const Element* from = reinterpret_cast<const Element*>(
-          stock_page(a.pool, layer, a.old_row[kept[i] / slots], head));
+          stock_page(a.source, layer, a.old_row[kept[i] / slots], head));
       from_k[i] = from + in_page;
       run = run && from_k[i] == from_k[0] + i;
       __builtin_memcpy(to_v + static_cast<int64_t>(slot + i) * d,

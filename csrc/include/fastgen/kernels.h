@@ -37,6 +37,7 @@ struct AttentionMassArgs {
 };
 
 struct CompactArgs {
+  PagePool source;  // where the stock pages are: the pool, or a copy of some of its blocks
   PagePool pool;
   const int32_t* old_row;
   const int32_t* new_row;
