@@ -81,7 +81,9 @@ def compare(arguments: argparse.Namespace) -> int:
     print("| engine | " + " | ".join(COLUMNS.values()) + " | tokens/s ratio | running ratio |")
     print("|---" * (len(COLUMNS) + 3) + "|")
     medians = {
-        engine: {column: statistics.median(run[column] for run in runs[engine]) for column in COLUMNS}
+        engine: {
+            column: statistics.median(run[column] for run in runs[engine]) for column in COLUMNS
+        }
         for engine in engines
     }
     first = medians[engines[0]]
@@ -99,12 +101,11 @@ def measure(arguments: argparse.Namespace, engine_name: str) -> dict[str, Any]:
     """Run the batch through one engine in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import torch
     from transformers import AutoTokenizer
     from vllm import SamplingParams
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
-
-    import torch
 
     from fastgen_vllm import llm_options
     from fastgen_vllm.models.embedded import ensure_default_model

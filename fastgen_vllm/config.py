@@ -22,9 +22,7 @@ def _parse_observe(value: object) -> object:
     return value
 
 
-Observe = Annotated[
-    Literal["all"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
-]
+Observe = Annotated[Literal["all"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)]
 
 
 class _Options(BaseModel):
@@ -61,7 +59,9 @@ class FastGenConfig(_Options):
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
     )
     observe: Observe = Field(256, description="prompt queries profiled: 'last N' or 'all'")
-    pool: Pool = Field("mean", description="how the query heads of one KV head share attention mass")
+    pool: Pool = Field(
+        "mean", description="how the query heads of one KV head share attention mass"
+    )
     paper: PaperOptions = PaperOptions()
     coverage: CoverageOptions = CoverageOptions()
     force: bool = Field(False, description="compact even when no block is saved (a control)")

@@ -88,7 +88,7 @@ class Decoder:
         self.weights: dict[str, Tensor] = {}
         for file in sorted(directory.glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():
+                for name in tensors.keys():  # noqa: SIM118: not a mapping
                     self.weights[name] = tensors.get_tensor(name).to(dtype)
         self.dtype = dtype
         self.heads: list[list[Head]] = []
@@ -159,8 +159,7 @@ class Decoder:
     def kept_positions(self) -> list[list[list[int]]]:
         """Positions that every head holds now, ``[L][H]``, sorted."""
         return [
-            [sorted(slot.position for slot in head.slots) for head in heads]
-            for heads in self.heads
+            [sorted(slot.position for slot in head.slots) for head in heads] for heads in self.heads
         ]
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
@@ -175,9 +174,7 @@ class Decoder:
         prefix = f"model.layers.{layer}"
         x = self._norm(f"{prefix}.input_layernorm", hidden)
         query, key, value = (
-            self._linear(f"{prefix}.self_attn.{name}_proj", x).view(
-                len(hidden), -1, self.head_size
-            )
+            self._linear(f"{prefix}.self_attn.{name}_proj", x).view(len(hidden), -1, self.head_size)
             for name in "qkv"
         )
         angle = position[:, None].double() * self.frequency

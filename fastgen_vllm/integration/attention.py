@@ -24,7 +24,7 @@ NO_SLOT = -1
 
 
 @dataclass
-class PerHeadMetadata(CPUAttentionMetadata):  # type: ignore[misc]
+class PerHeadMetadata(CPUAttentionMetadata):
     """Stock metadata, and what FastGen does in this step."""
 
     work: StepWork | None = None
@@ -39,7 +39,7 @@ class StepSource:
     input_ids: Callable[[], torch.Tensor]  # [T] of the current batch
 
 
-class PerHeadMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+class PerHeadMetadataBuilder(CPUAttentionMetadataBuilder):
     """Takes compacted rows out of the stock path."""
 
     source: StepSource | None = None
@@ -99,7 +99,7 @@ class PerHeadMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         )
 
 
-class PerHeadAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
+class PerHeadAttention(CPUAttentionBackendImpl):
     """One layer's attention."""
 
     runtime: FastGenRuntime | None = None
@@ -133,7 +133,7 @@ class PerHeadAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
         return output
 
 
-class PerHeadBackend(CPUAttentionBackend):  # type: ignore[misc]
+class PerHeadBackend(CPUAttentionBackend):
     """vLLM's CPU attention backend with per-head block tables."""
 
     @staticmethod

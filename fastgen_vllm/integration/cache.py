@@ -65,7 +65,8 @@ class PerHeadManager(FullAttentionManager):
         Blocks that other requests share do not come back.
         """
         returned = sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
-        return size.blocks(num_stored) <= self.block_pool.get_num_free_blocks() + returned
+        free: int = self.block_pool.get_num_free_blocks()
+        return size.blocks(num_stored) <= free + returned
 
     def compact(
         self, request_id: str, size: StreamSize, num_stored: int

@@ -61,7 +61,7 @@ class FastGenStats:
         return asdict(self)
 
 
-class FastGenStatLogger(StatLoggerBase):  # type: ignore[misc]
+class FastGenStatLogger(StatLoggerBase):
     """Feeds the ``fastgen_*`` metrics of one engine.
 
     Registered under ``vllm.stat_logger_plugins``; idle when FastGen is off.

@@ -9,7 +9,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from fastgen_vllm.request import RequestOptionError, RequestOptions
 
 
-class RequestValidator(LogitsProcessor):  # type: ignore[misc]
+class RequestValidator(LogitsProcessor):
     """A logits processor that changes no logits.
 
     vLLM lets a logits processor check a request's parameters in the front end, before the
@@ -26,9 +26,7 @@ class RequestValidator(LogitsProcessor):  # type: ignore[misc]
                 str(error), parameter=error.parameter, value=error.value
             ) from error
 
-    def __init__(
-        self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool
-    ) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         """Keep nothing."""
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:

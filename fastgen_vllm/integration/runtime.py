@@ -333,9 +333,7 @@ class FastGenRuntime:
             plan = plan_compaction(profile, self._config, request.options, self._geometry)
             request.plan, request.attention = plan, None
             self._report.plans.append(
-                PlanReport(
-                    request_id, plan.stream.size, plan.kept_share, plan.choice.counts()
-                )
+                PlanReport(request_id, plan.stream.size, plan.kept_share, plan.choice.counts())
             )
         report, self._report = self._report, WorkerReport()
         report.profiling_seconds += time.perf_counter() - start

@@ -27,7 +27,7 @@ from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.request import RequestOptions
 
 
-class PerHeadScheduling(Scheduler):  # type: ignore[misc]
+class PerHeadScheduling(Scheduler):
     """Adds the compaction protocol to a vLLM scheduler."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -64,7 +64,10 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
         report = connector_output.kv_connector_worker_meta if connector_output else None
         if isinstance(report, WorkerReport) and self._manager is not None:
             self._receive(report, self._manager)
-        return super().update_from_output(scheduler_output, model_runner_output)
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
+        return outputs
 
     def _receive(self, report: WorkerReport, manager: PerHeadManager) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
@@ -121,9 +124,7 @@ class PerHeadScheduling(Scheduler):  # type: ignore[misc]
         num_prompt = int(request.num_prompt_tokens)
         return num_prompt - observed_queries(self._fastgen, num_prompt)
 
-    def _get_local_prefix_cache_hit(
-        self, request: Request
-    ) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """Cap a prefix-cache hit so that all observed queries are computed."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         first = self._observed_from(request) if self._manager is not None else None
@@ -170,7 +171,7 @@ class PerHeadScheduler(PerHeadScheduling):
     """vLLM's scheduler with per-head block tables."""
 
 
-class PerHeadAsyncScheduler(PerHeadScheduling, AsyncScheduler):  # type: ignore[misc]
+class PerHeadAsyncScheduler(PerHeadScheduling, AsyncScheduler):
     """vLLM's async scheduler with per-head block tables."""
 
 

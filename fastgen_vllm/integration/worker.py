@@ -37,7 +37,7 @@ from fastgen_vllm.request import RequestOptions
 logger = init_logger("vllm.fastgen")
 
 
-class PerHeadCPUWorker(CPUWorker):  # type: ignore[misc]
+class PerHeadCPUWorker(CPUWorker):
     """vLLM's CPU worker with per-head block tables."""
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -126,8 +126,9 @@ class PerHeadCPUWorker(CPUWorker):  # type: ignore[misc]
         markers = [
             token_id for text, token_id in tokenizer.get_added_vocab().items() if text in template
         ]
-        texts = [tokenizer.decode([token_id]) for token_id in range(min(vocab_size, len(tokenizer)))]
-        texts += [""] * (vocab_size - len(texts))
+        known = min(vocab_size, len(tokenizer))
+        texts = [tokenizer.decode([token_id]) for token_id in range(known)]
+        texts += [""] * (vocab_size - known)
         return token_class_table(texts, [*tokenizer.all_special_ids, *markers])
 
     def _log_start(self, geometry: CacheGeometry, runtime: FastGenRuntime) -> None:

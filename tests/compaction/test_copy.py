@@ -40,9 +40,7 @@ def copy_one(
 
 def test_kept_tokens_with_their_attention() -> None:
     attention = torch.arange(40, dtype=torch.float32)
-    positions, values = copy_one(
-        Special() | Frequent(0.1), [3, 30, 39], attention, special=(3, 5)
-    )
+    positions, values = copy_one(Special() | Frequent(0.1), [3, 30, 39], attention, special=(3, 5))
     assert positions == [3, 30, 39]
     assert values == {3: math.inf, 30: 30.0, 39: 39.0}
 

@@ -40,9 +40,7 @@ def alone(tiny_llama: Path, prompt: list[int]) -> list[list[list[int]]]:
 
 @pytest.mark.parametrize("budget", [2048, 64, 160])
 def test_in_a_batch(tiny_llama: Path, prompt: list[int], alone: Any, budget: int) -> None:
-    engine = Engine(
-        engine_config(tiny_llama, CONFIG, max_num_batched_tokens=budget, **OPTIONS)
-    )
+    engine = Engine(engine_config(tiny_llama, CONFIG, max_num_batched_tokens=budget, **OPTIONS))
     try:
         for other in random_prompts([33, 250, 90], seed=4):
             engine.add(other, **(PARAMS | dict(max_tokens=200)))

@@ -75,9 +75,7 @@ def test_one_by_one(
 
 
 @pytest.mark.parametrize("model", ["tiny_qwen2", "tiny_mha"])
-def test_other_models(
-    model: str, prompts: list[list[int]], request: pytest.FixtureRequest
-) -> None:
+def test_other_models(model: str, prompts: list[list[int]], request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(model)
     some = prompts[::3]
     expected, _ = generate(engine_config(path, None, **OPTIONS), some, **PARAMS)

@@ -29,9 +29,7 @@ PARAMS: dict[str, Any] = dict(detokenize=False)
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
 def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Iterator[Engine]:
-    engine = Engine(
-        engine_config(tiny_llama, CONFIG, async_scheduling=request.param, **OPTIONS)
-    )
+    engine = Engine(engine_config(tiny_llama, CONFIG, async_scheduling=request.param, **OPTIONS))
     yield engine
     engine.close()
 
@@ -49,9 +47,7 @@ def test_storm(engine: Engine) -> None:
     alive: list[str] = []
     for prompt in prompts:
         extra = dice.choice([None, {"fastgen": "off"}, {"fastgen_policy": "paper"}])
-        alive.append(
-            engine.add(prompt, max_tokens=dice.randint(1, 60), extra_args=extra, **PARAMS)
-        )
+        alive.append(engine.add(prompt, max_tokens=dice.randint(1, 60), extra_args=extra, **PARAMS))
         for _ in range(dice.randint(0, 4)):
             engine.step()
         if dice.random() < 0.4:

@@ -76,9 +76,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("unsupported")
     shape = _shape()
     return {
-        "sliding-window": save(
-            root / "mistral", MistralConfig(**shape, sliding_window=64)
-        ),
+        "sliding-window": save(root / "mistral", MistralConfig(**shape, sliding_window=64)),
         "hybrid": save(
             root / "gemma",
             Gemma3TextConfig(**shape, sliding_window=64, sliding_window_pattern=2),
@@ -152,6 +150,6 @@ def test_vllm_names_are_there() -> None:
 def test_a_missing_vllm_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VLLM_NAMES, "vllm.v1.core.block_pool:BlockPool.gone", ())
     monkeypatch.setitem(VLLM_NAMES, "vllm.v1.core.block_pool:BlockPool.touch", ("absent",))
-    with pytest.raises(ImportError, match="BlockPool.gone") as caught:
+    with pytest.raises(ImportError, match=r"BlockPool\.gone") as caught:
         check_vllm_names()
     assert "BlockPool.touch parameters absent" in str(caught.value)
