@@ -2,8 +2,9 @@
 
     python benchmark.py offline --engines stock,paper,balanced --pool-gib 0.125
 
-Each measurement is a fresh process. Engines take turns within a round; the table gives
-medians over rounds, and ratios against the first engine.
+Engines: `stock` is vLLM with the plugin installed but off, `bare` is vLLM without it, anything
+else is a preset. Each measurement is a fresh process. Engines take turns within a round; the
+table gives medians over rounds, and ratios against the first engine.
 """
 
 import argparse
@@ -37,7 +38,9 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     offline = commands.add_parser("offline", help="a batch of requests through the engine")
-    offline.add_argument("--engines", default="stock,paper,balanced", help="stock, or presets")
+    offline.add_argument(
+        "--engines", default="stock,paper,balanced", help="bare, stock, or presets"
+    )
     offline.add_argument("--model", help="local path or hub name; default: the embedded model")
     offline.add_argument("--requests", type=int, default=32)
     offline.add_argument("--prompt-tokens", type=int, default=1024)
@@ -101,6 +104,8 @@ def measure(arguments: argparse.Namespace, engine_name: str) -> dict[str, Any]:
     """Run the batch through one engine in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if engine_name == "bare":  # as if FastGen was not installed
+        os.environ["VLLM_PLUGINS"] = ""
     import torch
     from transformers import AutoTokenizer
     from vllm import SamplingParams
@@ -121,7 +126,7 @@ def measure(arguments: argparse.Namespace, engine_name: str) -> dict[str, Any]:
         enable_prefix_caching=False,
         distributed_executor_backend="uni",
     )
-    if engine_name != "stock":
+    if engine_name not in ("bare", "stock"):
         options = llm_options(engine_name, **options)
     engine = LLMEngine.from_engine_args(EngineArgs(**options))
     scheduler = engine.engine_core.engine_core.scheduler
@@ -149,14 +154,14 @@ def measure(arguments: argparse.Namespace, engine_name: str) -> dict[str, Any]:
         for request in scheduler.requests.values():
             preemptions[request.request_id] = request.num_preemptions
     seconds = time.perf_counter() - start
-    shares = scheduler.stats.kept_shares[1:] if engine_name != "stock" else [1.0]
+    shares = scheduler.stats.kept_shares[1:] if hasattr(scheduler, "stats") else []
     return {
         "tokens_per_second": arguments.requests * arguments.output_tokens / seconds,
         "peak_running": max(running),
         "mean_running": statistics.mean(running),
         "preemptions": sum(preemptions.values()),
         "peak_blocks": max(blocks),
-        "kept_share": statistics.mean(shares),
+        "kept_share": statistics.mean(shares or [1.0]),
         "seconds": seconds,
         "threads": torch.get_num_threads(),
     }

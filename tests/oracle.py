@@ -88,7 +88,7 @@ class Decoder:
         self.weights: dict[str, Tensor] = {}
         for file in sorted(directory.glob("*.safetensors")):
             with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118: not a mapping
+                for name in tensors.keys():  # noqa: SIM118 (it cannot be iterated)
                     self.weights[name] = tensors.get_tensor(name).to(dtype)
         self.dtype = dtype
         self.heads: list[list[Head]] = []

@@ -64,7 +64,7 @@ class PerHeadManager(FullAttentionManager):
 
         Blocks that other requests share do not come back.
         """
-        returned = sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
+        returned: int = sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
         free: int = self.block_pool.get_num_free_blocks()
         return size.blocks(num_stored) <= free + returned
 

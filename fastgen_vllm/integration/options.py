@@ -12,6 +12,7 @@ from fastgen_vllm.config import CONFIG_KEY, FastGenConfig, parse_config
 METRICS_KEY = "fastgen_metrics"
 #: Page size in slots. The smallest that vLLM's CPU kernels take: a head wastes half a page.
 DEFAULT_BLOCK_SIZE = 32
+_VALIDATOR = "fastgen_vllm.integration.requests:RequestValidator"
 
 
 def engine_options(config: FastGenConfig, *, metrics: bool = False) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def engine_options(config: FastGenConfig, *, metrics: bool = False) -> dict[str,
     return {
         "worker_cls": "fastgen_vllm.integration.worker.PerHeadCPUWorker",
         "scheduler_cls": "fastgen_vllm.integration.scheduler.make_scheduler",
-        "logits_processors": ["fastgen_vllm.integration.requests:RequestValidator"],
+        "logits_processors": [_VALIDATOR],
         "block_size": DEFAULT_BLOCK_SIZE,
         "additional_config": additional,
     }
@@ -112,6 +113,10 @@ _REFUSALS = (
     Refusal(
         lambda c: c.cache_config.block_size % 32 != 0,
         f"--block-size: FastGen on the CPU needs a multiple of 32, such as 32, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: _VALIDATOR not in (c.model_config.logits_processors or ()),
+        f"--logits-processors: FastGen checks requests in {_VALIDATOR}; add it, {_OFF}.",
     ),
     Refusal(
         lambda c: c.use_v2_model_runner,

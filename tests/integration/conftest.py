@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from fastgen_vllm.integration.plugin import register
-from tests.integration.tiny import save_tiny_llama, save_tiny_qwen2
+from tests.integration.tiny import (
+    save_tiny_llama,
+    save_tiny_mistral,
+    save_tiny_qwen2,
+    save_tiny_qwen3,
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,3 +33,13 @@ def tiny_mha(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_qwen2(tmp_path_factory.mktemp("models") / "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_qwen3(tmp_path_factory.mktemp("models") / "qwen3")
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_mistral(tmp_path_factory.mktemp("models") / "mistral")

@@ -74,7 +74,7 @@ def test_one_by_one(
     assert not engine.stats.uncompacted
 
 
-@pytest.mark.parametrize("model", ["tiny_qwen2", "tiny_mha"])
+@pytest.mark.parametrize("model", ["tiny_qwen2", "tiny_qwen3", "tiny_mistral", "tiny_mha"])
 def test_other_models(model: str, prompts: list[list[int]], request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(model)
     some = prompts[::3]

@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import (
-    AutoModelForCausalLM,
     DeepseekV2Config,
     Gemma3TextConfig,
     MistralConfig,
@@ -16,7 +14,7 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration.names import VLLM_NAMES, check_vllm_names
 from fastgen_vllm.integration.options import check_engine_config, config_of
 from tests.integration.engine import Engine, engine_config
-from tests.integration.tiny import _shape, save_tiny_llama
+from tests.integration.tiny import save_random, save_tiny_llama, tiny_shape
 
 CONFIG = FastGenConfig()
 
@@ -41,6 +39,7 @@ CONFIG = FastGenConfig()
         ),
         (dict(kv_cache_dtype="fp8"), "--kv-cache-dtype"),
         (dict(block_size=48), "--block-size"),
+        (dict(logits_processors=[]), "--logits-processors"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -65,24 +64,18 @@ def test_missing_options(tiny_llama: Path) -> None:
         config_of(config)
 
 
-def save(directory: Path, config: Any) -> Path:
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    return directory
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("unsupported")
-    shape = _shape()
+    shape = tiny_shape()
     return {
-        "sliding-window": save(root / "mistral", MistralConfig(**shape, sliding_window=64)),
-        "hybrid": save(
+        "sliding-window": save_random(root / "mistral", MistralConfig(**shape, sliding_window=64)),
+        "hybrid": save_random(
             root / "gemma",
             Gemma3TextConfig(**shape, sliding_window=64, sliding_window_pattern=2),
         ),
         "head-size": save_tiny_llama(root / "d80", head_dim=80),
-        "mla": save(
+        "mla": save_random(
             root / "mla",
             DeepseekV2Config(
                 **(shape | dict(num_key_value_heads=4)),

@@ -4,22 +4,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 VOCAB = 512
 
 
 def save_tiny_llama(directory: Path, **options: Any) -> Path:
     """A random Llama: 3 layers, 4 query heads over 2 KV heads of size 32."""
-    return _save(directory, LlamaConfig(**(_shape() | options)))
+    return save_random(directory, LlamaConfig(**(tiny_shape() | options)))
 
 
 def save_tiny_qwen2(directory: Path) -> Path:
     """A random Qwen2, which has biases in QKV, with tied embeddings."""
-    return _save(directory, Qwen2Config(**_shape(), tie_word_embeddings=True))
+    return save_random(directory, Qwen2Config(**tiny_shape(), tie_word_embeddings=True))
 
 
-def _shape() -> dict[str, Any]:
+def save_tiny_qwen3(directory: Path) -> Path:
+    """A random Qwen3, which normalises queries and keys."""
+    return save_random(directory, Qwen3Config(**tiny_shape()))
+
+
+def save_tiny_mistral(directory: Path) -> Path:
+    """A random Mistral without sliding window."""
+    return save_random(directory, MistralConfig(**tiny_shape(), sliding_window=None))
+
+
+def tiny_shape() -> dict[str, Any]:
+    """Options that all these models share."""
     return dict(
         vocab_size=VOCAB,
         hidden_size=128,
@@ -35,7 +52,8 @@ def _shape() -> dict[str, Any]:
     )
 
 
-def _save(directory: Path, config: Any) -> Path:
+def save_random(directory: Path, config: Any) -> Path:
+    """Save a model of this configuration with random weights."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
