@@ -73,7 +73,8 @@ class PerHeadScheduling(Scheduler):
         self.stats.profiling_seconds += report.profiling_seconds
         self.stats.compaction_seconds += report.compaction_seconds
         for request_id in report.unobserved:
-            self._uncompacted[request_id] = Uncompacted.UNOBSERVED
+            if request_id in self.requests:
+                self._uncompacted[request_id] = Uncompacted.UNOBSERVED
         for plan in report.plans:
             request = self.requests.get(plan.request_id)
             # With async scheduling the request may have ended, been preempted, or even been

@@ -180,7 +180,9 @@ class PerHeadCPUWorker(CPUWorker):
         for request_id in step.preempted_req_ids or ():
             runtime.restart(request_id)
         for new in step.scheduled_new_reqs:
-            is_session = new.req_id in self.model_runner.requests
+            # A request that is already known is a session that goes on with more input.
+            known = new.req_id in self.model_runner.requests
+            is_session = known and new.req_id not in step.finished_req_ids
             if new.prompt_token_ids is None or new.sampling_params is None or is_session:
                 runtime.release(new.req_id)
                 continue
