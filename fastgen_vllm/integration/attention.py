@@ -64,13 +64,10 @@ class PerHeadMetadataBuilder(CPUAttentionMetadataBuilder):
         if work.decode is not None:
             stock = copy.copy(stock)
             # The stock kernels see one token of a compacted row; its output is replaced.
-            rows = torch.searchsorted(
-                stock.query_start_loc, work.decode.token_index.int(), right=True
-            )
-            stock.seq_lens = stock.seq_lens.index_fill(0, rows - 1, 1)
+            stock.seq_lens = stock.seq_lens.index_fill(0, work.decode.rows, 1)
             stock.slot_mapping[work.decode.token_index] = NO_SLOT
         if work.only_decode:
-            metadata = CPUAttentionMetadata(
+            return PerHeadMetadata(
                 num_actual_tokens=stock.num_actual_tokens,
                 max_query_len=stock.max_query_len,
                 query_start_loc=stock.query_start_loc,
@@ -79,9 +76,9 @@ class PerHeadMetadataBuilder(CPUAttentionMetadataBuilder):
                 block_table=stock.block_table_tensor,
                 slot_mapping=stock.slot_mapping,
                 scheduler_metadata=None,
+                work=work,
             )
-        else:
-            metadata = super().build(common_prefix_len, stock, fast_build)
+        metadata = super().build(common_prefix_len, stock, fast_build)
         stock_fields = {f.name: getattr(metadata, f.name) for f in fields(metadata)}
         return PerHeadMetadata(**stock_fields, work=work)
 

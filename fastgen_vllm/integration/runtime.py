@@ -29,6 +29,7 @@ class ObservedRows(NamedTuple):
 class DecodeRows(NamedTuple):
     """Compacted requests of this step, one query each."""
 
+    rows: Tensor  # [R] int64, rows of the step's batch
     token_index: Tensor  # [R] int64, row of query, key and value
     lanes: Tensor  # [R] int32
     block_rows: Tensor  # [R, M] int32
@@ -116,16 +117,19 @@ class FastGenRuntime:
     def release(self, request_id: str) -> None:
         """Forget a request that finished or will not be compacted."""
         request = self._requests.pop(request_id, None)
-        if request is not None and request.lane is not None:
-            self._free_lanes.append(request.lane)
+        if request is not None:
+            self._free_lane(request)
 
     def restart(self, request_id: str) -> None:
         """Profile a preempted request again when it comes back."""
         request = self._requests.get(request_id)
         if request is not None:
-            if request.lane is not None:
-                self._free_lanes.append(request.lane)
+            self._free_lane(request)
             request.restart()
+
+    def _free_lane(self, request: TrackedRequest) -> None:
+        if request.lane is not None:
+            self._free_lanes.append(request.lane)
 
     def compact(self, order: CompactionOrder) -> None:
         """Copy a request's kept tokens into its page stream."""
@@ -218,9 +222,9 @@ class FastGenRuntime:
                 skipped = max(0, request.num_prompt - first)
                 later = self._token_class[input_ids[begin + skipped : end].long()]
                 request.later_class += later.tolist()
-            rows = self._observe_rows(request_id, request, first, begin, seq_lens[row])
+            rows = self._observe_rows(request_id, first, begin, seq_lens[row], block_table[row])
             if rows is not None:
-                observed.append(rows._replace(block_row=block_table[row]))
+                observed.append(rows)
         if not observed and not decoding:
             return None
         decode = None
@@ -228,6 +232,7 @@ class FastGenRuntime:
             token_index = torch.tensor([query_start[row] for row in decoding])
             lanes = [self._requests[request_ids[row]].lane for row in decoding]
             decode = DecodeRows(
+                rows=torch.tensor(decoding),
                 token_index=token_index,
                 lanes=torch.tensor(lanes, dtype=torch.int32),
                 block_rows=block_table[decoding].contiguous(),
@@ -239,9 +244,10 @@ class FastGenRuntime:
         return StepWork(observed, decode, only_decode=len(decoding) == len(request_ids))
 
     def _observe_rows(
-        self, request_id: str, request: TrackedRequest, first: int, begin: int, seq_len: int
+        self, request_id: str, first: int, begin: int, seq_len: int, block_row: Tensor
     ) -> ObservedRows | None:
         """Return the observed queries among positions ``first .. seq_len - 1``."""
+        request = self._requests[request_id]
         low = max(first, request.observed_from)
         high = min(seq_len, request.num_prompt)
         if low >= high or request.plan is not None:
@@ -255,7 +261,7 @@ class FastGenRuntime:
             request.attention = torch.zeros(shape, dtype=torch.float32)
         request.next_observed = high
         return ObservedRows(
-            request.attention, begin + low - first, begin + high - first, low, torch.empty(0)
+            request.attention, begin + low - first, begin + high - first, low, block_row
         )
 
     def observe(self, layer: int, query: Tensor, scale: float, work: StepWork) -> None:

@@ -15,6 +15,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from fastgen_vllm import ops
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.integration.attention import (
+    PAGE_LAYOUT,
     PerHeadAttention,
     PerHeadMetadataBuilder,
     StepSource,
@@ -144,7 +145,7 @@ class PerHeadCPUWorker(CPUWorker):
             config.observe,
             config.pool,
             ops.isa(),
-            "vec",
+            PAGE_LAYOUT,
             geometry.block_size,
             geometry.num_blocks,
             geometry.num_pages,

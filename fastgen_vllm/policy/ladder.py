@@ -33,13 +33,12 @@ class Ladder(Selector):
 
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
         shape = profile.attention.shape
-        mass = profile.mass
         keeps = [rung.keep(profile).expand(shape) for rung in self.rungs]
         costs = []
         for rung, keep in zip(self.rungs, keeps, strict=True):
             cost = keep.sum(-1)
             if not isinstance(rung, Full):
-                cost = cost.masked_fill((mass * keep).sum(-1) < recovery, shape[-1] + 1)
+                cost = cost.masked_fill(profile.recovery(keep) < recovery, shape[-1] + 1)
             costs.append(cost)
         # [rungs, L, H]; argmin takes the first of equal values.
         index = torch.stack(costs).argmin(0)

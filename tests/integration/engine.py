@@ -196,3 +196,8 @@ def generate(
         return [results[request_id] for request_id in ids], engine
     finally:
         engine.close()
+
+
+def tokens(results: Sequence[Finished]) -> list[list[int]]:
+    """Return the tokens of every result."""
+    return [result.tokens for result in results]

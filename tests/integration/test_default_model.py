@@ -1,6 +1,5 @@
 """The control on the embedded model: with `full`, greedy tokens equal stock vLLM's."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -10,7 +9,7 @@ from transformers import AutoTokenizer
 
 from fastgen_vllm.config import load_config
 from tests.integration.engine import BLOCK_SIZE as S
-from tests.integration.engine import engine_config, generate
+from tests.integration.engine import engine_config, generate, tokens
 
 pytestmark = pytest.mark.slow
 
@@ -38,10 +37,6 @@ def prompts(default_model: Path) -> list[list[int]]:
         tokens[:256] + prompt[256:] if len(prompt) > 300 and n % 3 == 0 else prompt
         for n, prompt in enumerate(prompts)
     ]
-
-
-def tokens(results: Sequence[Any]) -> list[list[int]]:
-    return [result.tokens for result in results]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Invariant 1: all heads full and compaction forced, greedy tokens equal stock vLLM's."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 
 from fastgen_vllm.config import FastGenConfig, load_config
 from tests.integration.engine import BLOCK_SIZE as S
-from tests.integration.engine import Engine, engine_config, generate
+from tests.integration.engine import Engine, engine_config, generate, tokens
 from tests.integration.tiny import random_prompts
 
 FULL = load_config("full")
@@ -38,10 +37,6 @@ def prompts() -> list[list[int]]:
     tails = random_prompts([1, S - 1, S, 40, 77], seed=2)
     shared = [long[:length] + tail for length in (64, 320, 500) for tail in tails]
     return prompts + shared
-
-
-def tokens(results: Sequence[Any]) -> list[list[int]]:
-    return [result.tokens for result in results]
 
 
 @pytest.fixture(scope="module")
