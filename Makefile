@@ -8,7 +8,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-LOCKS := requirements/cpu.txt requirements/dev.txt
+LOCKS := $(addprefix requirements/,cpu.txt dev.txt peers.txt data.txt)
 CSRC := $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h')
 
 # One stamp for each step of the set-up: older than what it was made from, it is made again.
@@ -69,7 +69,10 @@ COMPILE := $(UV) pip compile --upgrade --python-version 3.11 --no-annotate --qui
 	--custom-compile-command "make lock"
 lock: $(HAVE_UV) ## Choose versions anew, for pull requests that change requirements
 	$(COMPILE) pyproject.toml requirements/cpu.in --extra cpu -o requirements/cpu.txt
-	$(COMPILE) pyproject.toml --extra dev -c requirements/cpu.txt -o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra dev --extra eval -c requirements/cpu.txt \
+		-o requirements/dev.txt
+	$(COMPILE) pyproject.toml --extra peers -c requirements/dev.txt -c requirements/cpu.txt \
+		--overrides requirements/peers-overrides.txt -o requirements/peers.txt
 
 $(HAVE_UV): Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -8,7 +8,8 @@
 STABLE_TORCH_LIBRARY(fastgen, m) {
   m.def(
       "attention_mass(Tensor query, Tensor arena, int layer, Tensor block_row, "
-      "int first_position, float scale, str pool, Tensor(a!) mass) -> ()");
+      "int first_position, float scale, str pool, Tensor(a!) mass, "
+      "Tensor(b!) energy) -> ()");
   m.def(
       "compact(Tensor source, Tensor old_row, Tensor(a!) arena, Tensor new_row, Tensor kept, "
       "Tensor kept_start, Tensor kept_value, Tensor heads, Tensor(b!) positions, "

@@ -4,9 +4,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 PolicyName = Literal["paper", "coverage", "full"]
+Generated = Literal["keep", "replace"]
+Rung = Literal["special", "punctuation", "frequent", "local"]
 Pool = Literal["mean", "max", "min"]
 
 #: Key of our options inside vLLM's ``additional_config``.
@@ -34,13 +44,19 @@ class PaperOptions(_Options):
 
     local: float = Field(0.3, gt=0, le=1, description="r_l: recent share of the prompt")
     frequent: float = Field(0.3, gt=0, le=1, description="r_f: heavy-hitter share of the prompt")
+    without: tuple[Rung, ...] = Field((), description="rungs to leave out, to see what they gain")
 
 
 class CoverageOptions(_Options):
     """Options of the ``coverage`` policy."""
 
-    recent: float = Field(0.15, ge=0, le=1, description="recent share of the prompt, always kept")
+    recent: float = Field(0.5, ge=0, le=1, description="share of kept tokens that are recent")
     sinks: int = Field(4, ge=0, description="first tokens of the prompt, always kept")
+    generated: Generated = Field(
+        "replace",
+        description="keep: generated tokens stay; replace: they replace the least valued ones, so "
+        "that memory stays as it is",
+    )
 
 
 class FastGenConfig(_Options):
@@ -55,6 +71,12 @@ class FastGenConfig(_Options):
     recovery: float = Field(
         0.95, gt=0, le=1, description="share of attention mass that kept tokens must hold (T)"
     )
+    keep: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="kept share of the prompt, in place of recovery; policy coverage only",
+    )
     recovery_norm: Literal["mass", "l1"] = Field(
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
     )
@@ -68,6 +90,14 @@ class FastGenConfig(_Options):
     unsupported: Literal["refuse", "uncompressed"] = Field(
         "refuse", description="what to do with a model whose cache FastGen cannot compress"
     )
+
+    @field_validator("keep")
+    @classmethod
+    def _check_keep(cls, keep: float | None, info: ValidationInfo) -> float | None:
+        policy = info.data.get("policy", "coverage")
+        if keep is not None and policy != "coverage":
+            raise ValueError(f"needs policy coverage, not {policy}; others go by recovery")
+        return keep
 
 
 def preset_names() -> list[str]:

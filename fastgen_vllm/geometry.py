@@ -46,8 +46,8 @@ class HeadField(IntEnum):
 
     FIRST_PAGE = 0  # first stream page of the head's fixed interval
     NUM_PAGES = 1  # pages of the fixed interval
-    GROWTH_PAGE = 2  # full heads: stream page that follows the fixed interval
-    GROWTH_STRIDE = 3  # full heads: distance between growth pages (= n_full)
+    GROWTH_PAGE = 2  # growing heads: stream page that follows the fixed interval
+    GROWTH_STRIDE = 3  # growing heads: distance between growth pages (= n_growing)
     LENGTH = 4  # slots in use
     RULE = 5  # StoreRule
     PROTECTS = 6  # TokenClass bits that this head never frees
@@ -58,7 +58,7 @@ class HeadField(IntEnum):
 class StoreRule(IntEnum):
     """Where a new token goes when a head stores it."""
 
-    APPEND = 0  # full head: always the next slot
+    APPEND = 0  # growing head: always the next slot
     BY_VALUE = 1  # capped: replace the token with the least average attention
     BY_AGE = 2  # capped: replace the oldest token
 

@@ -57,6 +57,6 @@ def plan_compaction(
     if config.recovery_norm == "l1":
         # |A - softmax(QK_C)|_1 <= 1 - T: freed mass counts twice, lost and renormalised.
         recovery = (1 + recovery) / 2
-    choice = selector_for(config, options.policy).choose(profile, recovery)
+    choice = selector_for(config, options).choose(profile, recovery)
     stream = StreamPlan.make(choice, profile.num_observed, geometry)
     return CompactionPlan(profile, choice, stream)

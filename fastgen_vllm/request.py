@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
-from fastgen_vllm.config import PolicyName
+from fastgen_vllm.config import Generated, PolicyName
 
 PREFIX: Final = "fastgen"
 ENABLED: Final = "fastgen"
 RECOVERY: Final = "fastgen_recovery"
+KEEP: Final = "fastgen_keep"
+GENERATED: Final = "fastgen_generated"
 POLICY: Final = "fastgen_policy"
 
 
@@ -33,7 +35,9 @@ class RequestOptions:
 
     enabled: bool = True
     recovery: float | None = None
+    keep: float | None = None  # implies policy coverage
     policy: PolicyName | None = None
+    generated: Generated | None = None
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any] | None) -> "RequestOptions":
@@ -45,11 +49,20 @@ class RequestOptions:
         own = {name: value for name, value in (arguments or {}).items() if _is_ours(name)}
         options = cls(
             enabled=_parse_enabled(own.pop(ENABLED, "on")),
-            recovery=_parse_recovery(own.pop(RECOVERY, None)),
-            policy=_parse_policy(own.pop(POLICY, None)),
+            recovery=_parse_share(RECOVERY, own.pop(RECOVERY, None)),
+            keep=_parse_share(KEEP, own.pop(KEEP, None)),
+            policy=_parse_choice(POLICY, own.pop(POLICY, None), get_args(PolicyName)),
+            generated=_parse_choice(GENERATED, own.pop(GENERATED, None), get_args(Generated)),
         )
+        if options.keep is not None:
+            if options.recovery is not None:
+                raise RequestOptionError(KEEP, options.keep, f"give it or {RECOVERY}, not both")
+            if options.policy not in (None, "coverage"):
+                raise RequestOptionError(KEEP, options.keep, f"{POLICY} must be coverage")
+            options = replace(options, policy="coverage")
         for name, value in own.items():
-            raise RequestOptionError(name, value, f"known are {ENABLED}, {RECOVERY}, {POLICY}")
+            known = ", ".join((ENABLED, RECOVERY, KEEP, POLICY, GENERATED))
+            raise RequestOptionError(name, value, f"known are {known}")
         return options
 
 
@@ -63,19 +76,16 @@ def _parse_enabled(value: object) -> bool:
     return value == "on"
 
 
-def _parse_recovery(value: object) -> float | None:
+def _parse_share(name: str, value: object) -> float | None:
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not 0 < value <= 1:  # type: ignore[arg-type, operator]
-        raise RequestOptionError(RECOVERY, value, "use a number above 0 and at most 1")
+        raise RequestOptionError(name, value, "use a number above 0 and at most 1")
     return float(value)  # type: ignore[arg-type]
 
 
-def _parse_policy(value: object) -> PolicyName | None:
-    if value is None:
-        return None
-    if value not in get_args(PolicyName):
-        legal = ", ".join(get_args(PolicyName))
-        raise RequestOptionError(POLICY, value, f"use one of {legal}")
-    return value  # type: ignore[return-value]
+def _parse_choice(name: str, value: object, legal: tuple[str, ...]) -> Any:
+    if value is not None and value not in legal:
+        raise RequestOptionError(name, value, f"use one of {', '.join(legal)}")
+    return value

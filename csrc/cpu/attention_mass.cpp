@@ -6,7 +6,7 @@ namespace fastgen {
 
 void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
                     const Tensor& block_row, int64_t first_position, double scale, std::string pool,
-                    Tensor mass) {
+                    Tensor mass, Tensor energy) {
   const Checks check("attention_mass");
   AttentionMassArgs a = {};
   a.pool = check.arena(arena);
@@ -17,12 +17,19 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   require(first_position >= 0, "attention_mass: first_position must be at least 0, got ",
           first_position);
   check.contiguous("block_row", block_row, ScalarType::Int, {kAny});
-  check.rows("mass", mass, ScalarType::Float, {a.pool.num_heads, kAny});
   const int64_t end = first_position + query.size(0);
   require(block_row.size(0) * a.pool.page_slots >= end, "attention_mass: block_row must cover ",
           end, " tokens, got ", block_row.size(0), " blocks of ", a.pool.page_slots);
-  require(mass.size(1) >= end, "attention_mass: mass must have room for ", end,
-          " tokens, got shape ", shape_text(mass.sizes()));
+  const auto sums = [&](const char* name, const Tensor& tensor) {
+    check.rows(name, tensor, ScalarType::Float, {a.pool.num_heads, kAny});
+    require(tensor.size(1) >= end, "attention_mass: ", name, " must have room for ", end,
+            " tokens, got shape ", shape_text(tensor.sizes()));
+    return static_cast<float*>(tensor.data_ptr());
+  };
+  a.mass = sums("mass", mass);
+  a.mass_stride = mass.stride(0);
+  a.energy = sums("energy", energy);
+  a.energy_stride = energy.stride(0);
   if (query.size(0) == 0) return;
 
   a.query = static_cast<const char*>(query.data_ptr());
@@ -33,8 +40,6 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   a.layer = static_cast<int>(layer);
   a.block_row = static_cast<const int32_t*>(block_row.data_ptr());
   a.scale = static_cast<float>(scale);
-  a.mass = static_cast<float*>(mass.data_ptr());
-  a.mass_stride = mass.stride(0);
   a.block_queries = std::max(1, kTile / a.group_size);
 
   const int64_t heads = a.pool.num_heads;

@@ -12,7 +12,7 @@ using torch::stable::Tensor;
 
 void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
                     const Tensor& block_row, int64_t first_position, double scale, std::string pool,
-                    Tensor mass);
+                    Tensor mass, Tensor energy);
 
 void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Tensor& new_row,
              const Tensor& kept, const Tensor& kept_start, const Tensor& kept_value,

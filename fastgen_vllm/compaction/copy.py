@@ -72,7 +72,7 @@ def _free_excess(
     then protected ones, oldest first.
     """
     capacity = plan.capacity().flatten()
-    over = (~plan.full().flatten()) & (keep.sum(-1) > capacity)
+    over = (~plan.growing().flatten()) & (keep.sum(-1) > capacity)
     num_stored = len(position)
     for head in over.nonzero()[:, 0].tolist():
         tokens = keep[head].nonzero()[:, 0]

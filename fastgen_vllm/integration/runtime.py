@@ -12,6 +12,7 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
+from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
 
@@ -20,6 +21,7 @@ class ObservedRows(NamedTuple):
     """Observed queries of one request in this step."""
 
     attention: Tensor  # [L, H, N] float32, accumulated
+    energy: Tensor  # [L, H, N] float32, accumulated
     begin: int  # first token of the step's batch
     end: int
     first_position: int
@@ -45,6 +47,13 @@ class StepWork(NamedTuple):
     only_decode: bool  # no stock rows: stock attention can be skipped
 
 
+class Held(NamedTuple):
+    """Memory of one compacted request."""
+
+    slots: int  # in use
+    pages: int  # given to heads
+
+
 @dataclass
 class TrackedRequest:
     """A request that is, or may be, compacted."""
@@ -54,6 +63,8 @@ class TrackedRequest:
     observed_from: int
     next_observed: int
     attention: Tensor | None = None  # [L, H, N] while profiling
+    energy: Tensor | None = None  # [L, H, N] while profiling
+    prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
     plan: CompactionPlan | None = None
     lane: int | None = None  # row of `heads` once compacted
     later_class: list[int] = field(default_factory=list)  # tokens N.. stored on stock pages
@@ -66,7 +77,7 @@ class TrackedRequest:
     def restart(self) -> None:
         """Forget everything but the prompt: the request was preempted."""
         self.next_observed = self.observed_from
-        self.attention = self.plan = self.lane = None
+        self.attention = self.energy = self.prompt_row = self.plan = self.lane = None
         self.later_class.clear()
 
 
@@ -161,6 +172,26 @@ class FastGenRuntime:
             self._values,
         )
         self._report.compaction_seconds += time.perf_counter() - start
+
+    def plan_of(self, request_id: str) -> CompactionPlan | None:
+        """The plan of a request that will be compacted next; None before and after."""
+        request = self._requests.get(request_id)
+        return None if request is None else request.plan
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        """Shape of the cache."""
+        return self._geometry
+
+    def held_by(self, request_id: str) -> Held | None:
+        """What a compacted request holds, all layers and heads; None for another one."""
+        request = self._requests.get(request_id)
+        if request is None or request.lane is None:
+            return None
+        length = self._heads[request.lane, ..., HeadField.LENGTH]
+        fixed = self._heads[request.lane, ..., HeadField.NUM_PAGES]
+        used = -(-length // self._geometry.block_size)
+        return Held(slots=int(length.sum()), pages=int(torch.maximum(used, fixed).sum()))
 
     def kept_positions(self, request_id: str, block_row: list[int]) -> list[list[list[int]]]:
         """Positions that every head of a compacted request holds now, ``[L][H]``, sorted.
@@ -259,9 +290,17 @@ class FastGenRuntime:
         if request.attention is None:
             shape = (self._geometry.num_layers, self._geometry.num_kv_heads, request.num_prompt)
             request.attention = torch.zeros(shape, dtype=torch.float32)
+            request.energy = torch.zeros(shape, dtype=torch.float32)
+        assert request.energy is not None
         request.next_observed = high
+        request.prompt_row = block_row
         return ObservedRows(
-            request.attention, begin + low - first, begin + high - first, low, block_row
+            request.attention,
+            request.energy,
+            begin + low - first,
+            begin + high - first,
+            low,
+            block_row,
         )
 
     def observe(self, layer: int, query: Tensor, scale: float, work: StepWork) -> None:
@@ -281,6 +320,7 @@ class FastGenRuntime:
                 scale,
                 self._config.pool,
                 rows.attention[layer],
+                rows.energy[layer],
             )
         self._report.profiling_seconds += time.perf_counter() - start
 
@@ -328,16 +368,31 @@ class FastGenRuntime:
             output,
         )
 
+    def _value_norm(self, block_row: Tensor, num_tokens: int) -> Tensor:
+        """[L, H, N] float32, norms of the values on stock pages."""
+        size = self._geometry.block_size
+        blocks = block_row[: cdiv(num_tokens, size)].long()
+        values = self._arena[:, blocks, :, size:]  # [L, blocks, H, S, D]
+        norm: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+        return norm.transpose(1, 2).flatten(2)[..., :num_tokens]
+
     def finish_step(self) -> WorkerReport | None:
         """Choose policies for prompts whose last observed query has passed; report."""
         start = time.perf_counter()
         for request_id, request in self._requests.items():
             if request.attention is None or request.next_observed < request.num_prompt:
                 continue
-            num_observed = request.num_prompt - request.observed_from
-            profile = PromptProfile(request.attention, request.prompt_class, num_observed)
+            assert request.energy is not None and request.prompt_row is not None
+            profile = PromptProfile(
+                request.attention,
+                request.energy,
+                self._value_norm(request.prompt_row, request.num_prompt),
+                request.prompt_class,
+                request.num_prompt - request.observed_from,
+            )
             plan = plan_compaction(profile, self._config, request.options, self._geometry)
-            request.plan, request.attention = plan, None
+            request.plan = plan
+            request.attention = request.energy = request.prompt_row = None
             self._report.plans.append(
                 PlanReport(request_id, plan.stream.size, plan.kept_share, plan.choice.counts())
             )

@@ -30,7 +30,6 @@ from fastgen_vllm.integration.options import (
     unsupported_model,
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
-from fastgen_vllm.policy import selector_for
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
 
@@ -134,14 +133,16 @@ class PerHeadCPUWorker(CPUWorker):
 
     def _log_start(self, geometry: CacheGeometry, runtime: FastGenRuntime) -> None:
         config = self._fastgen
-        policies = ", ".join(policy.name for policy in selector_for(config).policies)
+        goal = (
+            f"recovery {config.recovery:.3g}" if config.keep is None else f"keep {config.keep:.3g}"
+        )
         logger.info(
-            "FastGen is on: preset %s, policies [%s], recovery %.3g, observed queries %s, "
+            "FastGen is on: preset %s, policy %s, %s, observed queries %s, "
             "pool %s, kernels fastgen/%s on %s pages, page %d slots, "
             "KV pool %d blocks = %d pages, %.1f MiB of slot metadata",
             config.name,
-            policies,
-            config.recovery,
+            config.policy,
+            goal,
             config.observe,
             config.pool,
             ops.isa(),

@@ -1,4 +1,4 @@
-"""The attention mass that a prompt's last queries give to each of its tokens."""
+"""The attention that a prompt's last queries pay to each of its tokens."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,15 @@ def attention_mass(
     scale: float,
     pool: str,
     mass: Tensor,
+    energy: Tensor,
 ) -> None:
-    """Add the attention of ``W`` consecutive queries of one layer to ``mass``.
+    """Add the attention of ``W`` consecutive queries of one layer to ``mass`` and ``energy``.
 
     For each query at position ``i``, each head ``h`` and each token ``n <= i``::
 
         p[g] = softmax over tokens 0..i of scale * (query head h*G+g . key of n)
         mass[h, n] += pool over g of p[g]
+        energy[h, n] += pool over g of p[g]**2
 
     Queries are added in ascending order, each independent of the others, so splitting them over
     several calls gives the same bits.
@@ -34,12 +36,12 @@ def attention_mass(
         first_position: position of the first query, in tokens.
         scale: factor of the scores, usually ``D**-0.5``.
         pool: ``"mean"``, ``"max"`` or ``"min"`` over the ``G`` query heads of a head.
-        mass: float32 ``[H, >= first_position+W]``, last dimension contiguous. Changed in place;
-            later tokens are left alone.
+        mass, energy: float32 ``[H, >= first_position+W]``, last dimension contiguous. Changed in
+            place; later tokens are left alone.
 
     Raises:
         ValueError: an argument has another shape, dtype, layout or range than stated.
     """
     torch.ops.fastgen.attention_mass(
-        query, arena, layer, block_row, first_position, scale, pool, mass
+        query, arena, layer, block_row, first_position, scale, pool, mass, energy
     )

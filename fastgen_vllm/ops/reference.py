@@ -69,6 +69,7 @@ def attention_mass(
     scale: float,
     pool: str,
     mass: Tensor,
+    energy: Tensor,
 ) -> None:
     """See ``fastgen_vllm.ops.attention_mass``."""
     num_heads = arena.shape[2]
@@ -79,7 +80,9 @@ def attention_mass(
         keys = torch.cat(pages, dim=1)[:, :end].float()
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             seen = first_position + i + 1
-            mass[head, :seen] += _pooled((q @ keys[:, :seen] * scale).softmax(-1), pool)
+            probability = (q @ keys[:, :seen] * scale).softmax(-1)
+            mass[head, :seen] += _pooled(probability, pool)
+            energy[head, :seen] += _pooled(probability.square(), pool)
 
 
 def compact(
@@ -112,7 +115,7 @@ def compact(
 
 
 def _victim(record: Tensor, position: Tensor, value: Tensor, token_position: int) -> int:
-    """Slot of a full head that a token at ``token_position`` replaces."""
+    """Slot of a capped head, all in use, that a token at ``token_position`` replaces."""
     free = value != float("inf")
     outside = position <= token_position - int(record[HeadField.WINDOW])
     worth = torch.zeros_like(value)

@@ -8,15 +8,15 @@ page stream; heads own intervals of it, so no table of page ids is stored or shi
                       each block holds LH = L*H pages
 
     [0, fixed_pages)      fixed part, one interval per head, in (layer, head) order:
-                          capped head: ceil((kept + 1) / S) pages, never more
-                          full head:   ceil(N / S) pages
-    [fixed_pages, ...)    growth part, in steps of n_full pages: step j holds the j-th
-                          further page of every full head, in (layer, head) order
+                          capped head:    ceil((kept + 1) / S) pages, never more
+                          growing head:   ceil(kept / S) pages
+    [fixed_pages, ...)    growth part, in steps of n_growing pages: step j holds the j-th
+                          further page of every growing head, in (layer, head) order
 
     i-th page of a head:  i < num_pages   first_page + i
-                          otherwise       fixed_pages + rank + (i - num_pages) * n_full
+                          otherwise       fixed_pages + rank + (i - num_pages) * n_growing
 
-So a request of any length needs ``fixed_pages + n_full * growth(length)`` pages: two integers
+So a request of any length needs ``fixed_pages + n_growing * growth(length)`` pages: two integers
 tell the scheduler everything. Waste: below one page per head and one block per request.
 """
 

@@ -12,15 +12,15 @@ class StreamSize(NamedTuple):
     """Size of a page stream as a function of the request's length."""
 
     fixed_pages: int  # pages of all heads at compaction
-    num_full: int  # heads that grow, one page each per S tokens
-    prompt_pages: int  # ceil(N / S), pages of a full head at compaction
+    num_growing: int  # heads that append: one more page each per S tokens
+    room: int  # tokens, prompt and generated, until the heads that append must grow
     pages_per_block: int  # L * H
     block_size: int  # S
 
     def pages(self, num_tokens: int) -> int:
         """Stream pages of a request with ``num_tokens`` stored tokens."""
-        growth = max(0, cdiv(num_tokens, self.block_size) - self.prompt_pages)
-        return self.fixed_pages + self.num_full * growth
+        growth = cdiv(max(0, num_tokens - self.room), self.block_size)
+        return self.fixed_pages + self.num_growing * growth
 
     def blocks(self, num_tokens: int) -> int:
         """Blocks of a request with ``num_tokens`` stored tokens."""

@@ -9,6 +9,7 @@ from fastgen_vllm.policy.base import Choice, Policy, Selector, Union
 from fastgen_vllm.policy.coverage import Coverage
 from fastgen_vllm.policy.frequent import Frequent
 from fastgen_vllm.policy.full import Full
+from fastgen_vllm.policy.important import Important
 from fastgen_vllm.policy.ladder import Ladder
 from fastgen_vllm.policy.local import Local
 from fastgen_vllm.policy.punctuation import Punctuation
@@ -20,6 +21,7 @@ __all__ = [
     "Coverage",
     "Frequent",
     "Full",
+    "Important",
     "Ladder",
     "Local",
     "Policy",

@@ -87,11 +87,6 @@ class Choice:
 class Selector(ABC):
     """Chooses a policy for every head from a prompt's profile."""
 
-    @property
-    @abstractmethod
-    def policies(self) -> tuple[Policy, ...]:
-        """The policies to choose from."""
-
     @abstractmethod
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
         """Choose so that kept tokens hold at least ``recovery`` of the attention mass."""

@@ -1,70 +1,58 @@
-"""Coverage: recent tokens plus the tokens of largest mass, one budget over all heads."""
+"""Coverage: one budget over all layers and heads, set by recovery or by memory."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from fastgen_vllm.geometry import StoreRule
-from fastgen_vllm.policy.base import Choice, Policy, Selector
+from fastgen_vllm.policy.base import Choice, Selector
 from fastgen_vllm.policy.full import Full
+from fastgen_vllm.policy.important import Important
 from fastgen_vllm.profile.prompt import PromptProfile
 
 
 @dataclass(frozen=True)
-class Coverage(Policy, Selector):
-    """Keeps first and recent tokens, and then the heaviest tokens of the whole model.
+class Coverage(Selector):
+    """Keeps the :class:`Important` tokens, as many as wanted.
 
-    Tokens of all layers and heads compete in one list, heaviest first, until kept tokens
-    hold the wanted share of attention mass averaged over heads. So a head with spread-out
-    attention gets many slots and a head that looks at few tokens gets few: budgets follow
-    the head. With the wanted share as constraint no other set of equal recency is smaller.
-
-    Source: ours; the pooled budget is the idea of AdaKV (arXiv 2407.11550) taken over
-    all layers.
+    How many is either given as a share of the prompt, or found: the fewest whose recovery,
+    averaged over heads, reaches the threshold. Recent tokens are a share of what is kept, so
+    a larger budget keeps a superset of what a smaller one keeps.
 
     Attributes:
-        recent: share of the prompt that is kept for being recent, in [0, 1].
-        sinks: first tokens that are kept (attention sinks, arXiv 2309.17453).
+        recent: share of the kept tokens that are the most recent, in [0, 1].
+        sinks: first tokens that are kept.
+        keep_generated: whether heads append generated tokens, or replace their least valued.
+        share: kept share of the prompt, in (0, 1]; None goes by recovery.
     """
 
     recent: float
     sinks: int
-
-    @property
-    def name(self) -> str:
-        return "coverage"
-
-    def keep(self, profile: PromptProfile) -> Tensor:
-        """[N] bool, the tokens kept regardless of mass."""
-        position = torch.arange(profile.num_tokens)
-        oldest = profile.num_tokens - self.window(profile.num_tokens)
-        return (position >= oldest) | (position < self.sinks)
-
-    @property
-    def rule(self) -> StoreRule:
-        return StoreRule.BY_VALUE
-
-    def window(self, num_tokens: int) -> int:
-        return max(1, math.ceil(self.recent * num_tokens))
-
-    @property
-    def policies(self) -> tuple[Policy, ...]:
-        return (self, Full())
+    keep_generated: bool = False
+    share: float | None = None
 
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
-        mass = profile.mass
-        always = self.keep(profile)
-        wanted = recovery * mass[..., 0].numel()
-        missing = wanted - float((mass * always).sum(dtype=torch.float64))
-        rest = mass.masked_fill(always, -1.0).flatten()
-        heaviest = torch.sort(rest, descending=True, stable=True)
-        held = heaviest.values.clamp_min(0).cumsum(0, dtype=torch.float64)
-        # The fewest heaviest tokens whose mass fills what the fixed ones leave missing.
-        count = int(torch.searchsorted(held, missing)) + 1 if missing > 0 else 0
-        count = min(count, int((~always).sum()) * mass[..., 0].numel())
-        keep = always.expand(mass.shape).flatten().clone()
-        keep[heaviest.indices[:count]] = True
-        keep = keep.view(mass.shape)
-        return Choice(policies=self.policies, index=keep.all(-1).to(torch.int64), keep=keep)
+        if self.share is not None:
+            policy = self._spend(round(self.share * profile.attention.numel()), profile)
+        else:
+            policy = self._fewest(recovery, profile)
+        keep = policy.keep(profile)
+        index = keep.all(-1).to(torch.int64)
+        return Choice(policies=(policy, Full()), index=index, keep=keep)
+
+    def _spend(self, total: int, profile: PromptProfile) -> Important:
+        num_heads = profile.attention[..., 0].numel()
+        recent = max(1, math.ceil(self.recent * total / num_heads))
+        return Important(total, recent, self.sinks, self.keep_generated)
+
+    def _fewest(self, recovery: float, profile: PromptProfile) -> Important:
+        """Bisect: recovery grows with the budget, because kept sets are nested."""
+        low, high = 0, profile.attention.numel()
+        while recovery < 1 and low < high:
+            middle = (low + high) // 2
+            kept = self._spend(middle, profile).keep(profile)
+            if float(profile.recovery(kept).mean()) >= recovery:
+                high = middle
+            else:
+                low = middle + 1
+        return self._spend(high, profile)

@@ -25,14 +25,10 @@ class Full(Policy, Selector):
     def rule(self) -> StoreRule:
         return StoreRule.APPEND
 
-    @property
-    def policies(self) -> tuple[Policy, ...]:
-        return (self,)
-
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
         heads = profile.attention.shape[:2]
         return Choice(
-            policies=self.policies,
+            policies=(self,),
             index=torch.zeros(heads, dtype=torch.int64),
             keep=self.keep(profile).expand(profile.attention.shape),
         )

@@ -27,10 +27,6 @@ class Ladder(Selector):
         if not self.rungs or not isinstance(self.rungs[-1], Full):
             raise ValueError("the last rung of a ladder must be Full()")
 
-    @property
-    def policies(self) -> tuple[Policy, ...]:
-        return self.rungs
-
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
         shape = profile.attention.shape
         keeps = [rung.keep(profile).expand(shape) for rung in self.rungs]

@@ -1,7 +1,10 @@
 """From configuration to a selector."""
 
-from fastgen_vllm.config import FastGenConfig, PolicyName
-from fastgen_vllm.policy.base import Selector
+from itertools import accumulate
+from operator import or_
+
+from fastgen_vllm.config import FastGenConfig, Rung
+from fastgen_vllm.policy.base import Policy, Selector
 from fastgen_vllm.policy.coverage import Coverage
 from fastgen_vllm.policy.frequent import Frequent
 from fastgen_vllm.policy.full import Full
@@ -9,17 +12,27 @@ from fastgen_vllm.policy.ladder import Ladder
 from fastgen_vllm.policy.local import Local
 from fastgen_vllm.policy.punctuation import Punctuation
 from fastgen_vllm.policy.special import Special
+from fastgen_vllm.request import RequestOptions
 
 
-def selector_for(config: FastGenConfig, policy: PolicyName | None = None) -> Selector:
-    """Return the selector of ``policy``, by default the configured one."""
-    match policy or config.policy:
+def selector_for(config: FastGenConfig, request: RequestOptions) -> Selector:
+    """Return the selector that a request asks for, by default the configured one."""
+    match request.policy or config.policy:
         case "full":
             return Full()
         case "coverage":
-            return Coverage(config.coverage.recent, config.coverage.sinks)
+            options = config.coverage
+            generated = request.generated or options.generated
+            # A request that asks for a recovery does not mean the configured share.
+            share = config.keep if request.recovery is None else None
+            share = request.keep or share
+            return Coverage(options.recent, options.sinks, generated == "keep", share)
         case "paper":
-            named = Special() | Punctuation()
-            frequent = named | Frequent(config.paper.frequent)
-            local = frequent | Local(config.paper.local)
-            return Ladder((Special(), named, frequent, local, Full()))
+            policies: dict[Rung, Policy] = {
+                "special": Special(),
+                "punctuation": Punctuation(),
+                "frequent": Frequent(config.paper.frequent),
+                "local": Local(config.paper.local),
+            }
+            kept = [policy for rung, policy in policies.items() if rung not in config.paper.without]
+            return Ladder((*accumulate(kept, or_), Full()))

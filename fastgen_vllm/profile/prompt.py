@@ -1,14 +1,17 @@
 """The profile of one prompt, from which every head's policy is chosen."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from fastgen_vllm.profile.importance import importance
+
 
 @dataclass(frozen=True)
 class PromptProfile:
-    """Attention that a prompt's observed queries paid to its tokens.
+    """Attention that a prompt's observed queries paid to its tokens, and what they read there.
 
     The observed queries are the last ``W`` of the prompt (all ``N`` with
     ``observe: all``). Profiling sums, per KV head, each query's softmax probabilities,
@@ -17,6 +20,8 @@ class PromptProfile:
     """
 
     attention: Tensor  # [L, H, N] float32, sum of pooled probabilities over W queries
+    energy: Tensor  # [L, H, N] float32, sum of pooled squared probabilities over W queries
+    value_norm: Tensor  # [L, H, N] float32, Euclidean norm of each token's value vector
     token_class: Tensor  # [N] int32, TokenClass bits
     num_observed: int  # W
 
@@ -38,6 +43,12 @@ class PromptProfile:
         A raw sum favours early tokens, which more queries can see.
         """
         return self.attention / self.num_viewers()
+
+    @cached_property
+    def by_importance(self) -> Tensor:
+        """[L*H*N] int64, flat indices of all tokens, the most important first."""
+        value = importance(self.energy, self.value_norm)
+        return torch.sort(value.flatten(), descending=True, stable=True).indices
 
     def num_viewers(self) -> Tensor:
         """[N] int64, how many observed queries could see each token."""

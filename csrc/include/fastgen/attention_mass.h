@@ -5,7 +5,8 @@
 //               0 .. position, tile by tile; also writes the scaled rows for the second sweep.
 //   accumulate  item = (head, tile of kTile tokens): probability of these tokens in each row,
 //   pooled
-//               over G, added to mass in ascending order of queries. Sole writer of its tokens.
+//               over G, added to mass in ascending order of queries, and likewise its square to
+//               energy. Sole writer of its tokens.
 // Every number depends on its own row and token only, so a split of the queries over several calls
 // gives the same bits. Bytes: K of the head once per item of the first sweep, once in the second.
 // A tile of K is converted to float32 once and then read from the first-level cache by all rows.
@@ -103,9 +104,13 @@ static void mass_accumulate(const AttentionMassArgs& a, int head, int tile_index
 
   const int end = a.first_position + a.num_queries;  // tokens that any query sees
   const int tokens = end - token < kTile ? end - token : kTile;
-  float* out = a.mass + head * a.mass_stride + token;
-  float mass[kTile] = {};
-  for (int t = 0; t < tokens; ++t) mass[t] = out[t];
+  float* out_mass = a.mass + head * a.mass_stride + token;
+  float* out_energy = a.energy + head * a.energy_stride + token;
+  float mass[kTile] = {}, energy[kTile] = {};
+  for (int t = 0; t < tokens; ++t) {
+    mass[t] = out_mass[t];
+    energy[t] = out_energy[t];
+  }
 
   int q = token > a.first_position ? token - a.first_position : 0;
   while (q < a.num_queries) {
@@ -117,18 +122,24 @@ static void mass_accumulate(const AttentionMassArgs& a, int head, int tile_index
       const int valid = a.first_position + q + i - token + 1;
       for (int g = 0; g < group; ++g) mask_tail(scores + (i * group + g) * kTile, valid);
       for (int t = 0; t < kTile; t += kLanes) {
-        Floats pooled = pool_init(a.pooling);
+        Floats pooled = pool_init(a.pooling), pooled_square = pooled;
         for (int g = 0; g < group; ++g) {
           const int r = i * group + g;
           const Floats s = load(scores + r * kTile + t) - a.maximum[first_row + r];
-          pooled = pool_add(a.pooling, pooled, exp_nonpositive(s) * a.inverse[first_row + r]);
+          const Floats p = exp_nonpositive(s) * a.inverse[first_row + r];
+          pooled = pool_add(a.pooling, pooled, p);
+          pooled_square = pool_add(a.pooling, pooled_square, p * p);
         }
         save(mass + t, load(mass + t) + pool_result(a.pooling, pooled, group));
+        save(energy + t, load(energy + t) + pool_result(a.pooling, pooled_square, group));
       }
     }
     q += queries;
   }
-  for (int t = 0; t < tokens; ++t) out[t] = mass[t];
+  for (int t = 0; t < tokens; ++t) {
+    out_mass[t] = mass[t];
+    out_energy[t] = energy[t];
+  }
 }
 
 }  // namespace FASTGEN_ISA

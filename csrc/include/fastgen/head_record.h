@@ -9,8 +9,8 @@ namespace fastgen {
 struct HeadRecord {
   int32_t first_page;     // first stream page of the head's fixed interval
   int32_t num_pages;      // pages of the fixed interval
-  int32_t growth_page;    // full heads: stream page that follows the fixed interval
-  int32_t growth_stride;  // full heads: distance between growth pages (= n_full)
+  int32_t growth_page;    // growing heads: stream page that follows the fixed interval
+  int32_t growth_stride;  // growing heads: distance between growth pages (= n_growing)
   int32_t length;         // slots in use
   int32_t rule;           // StoreRule
   int32_t protects;       // TokenClass bits that this head never frees

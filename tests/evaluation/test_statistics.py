@@ -1,0 +1,312 @@
+"""Means, intervals and tables of an evaluation."""
+
+import numpy as np
+import pytest
+
+from fastgen_vllm.evaluation.results import (
+    Divergence,
+    Heads,
+    Memory,
+    Results,
+    Retrieval,
+    Task,
+)
+from fastgen_vllm.evaluation.statistics import (
+    Estimate,
+    is_ours,
+    mean_interval,
+    paired_ratio,
+    share_interval,
+    summarize,
+    summary_table,
+    table,
+)
+
+
+def divergence(
+    method: str = "balanced",
+    target: float | None = None,
+    *,
+    kept_share: float = 0.5,
+    text: str = "a",
+    kind: str = "prose",
+    prompt_tokens: int = 1024,
+    kl: list[float],
+    nll: list[float] | None = None,
+    full_nll: list[float] | None = None,
+    agree: list[bool] | None = None,
+) -> Divergence:
+    return Divergence(
+        method=method,
+        target=target,
+        kept_share=kept_share,
+        text=text,
+        kind=kind,
+        prompt_tokens=prompt_tokens,
+        kl=kl,
+        nll=[1.0] * len(kl) if nll is None else nll,
+        full_nll=[1.0] * len(kl) if full_nll is None else full_nll,
+        agree=[True] * len(kl) if agree is None else agree,
+    )
+
+
+def retrieval(
+    method: str,
+    target: float | None,
+    correct: bool,
+    *,
+    task: str = "keys",
+    prompt_tokens: int = 1024,
+    answer_nll: float = 1.0,
+    kept_share: float = 0.5,
+) -> Retrieval:
+    return Retrieval(
+        method=method,
+        target=target,
+        kept_share=kept_share,
+        task=task,
+        prompt_tokens=prompt_tokens,
+        sample=0,
+        correct=correct,
+        answer_nll=answer_nll,
+    )
+
+
+def task_row(method: str, target: float | None, correct: bool, task: str = "gsm8k") -> Task:
+    return Task(
+        method=method,
+        target=target,
+        kept_share=0.5,
+        task=task,
+        sample="0",
+        prompt_tokens=100,
+        correct=correct,
+    )
+
+
+def test_interval_of_one_value_is_the_value() -> None:
+    assert mean_interval([0.25]) == Estimate(0.25, 0.25, 0.25, 1)
+
+
+def test_interval_of_two_values_spans_them() -> None:
+    # A quarter of the resamples holds the first twice, a quarter the second.
+    assert mean_interval([0.0, 1.0]) == Estimate(0.5, 0.0, 1.0, 2)
+
+
+def test_no_values_have_no_interval() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
+
+
+def test_interval_follows_the_seed() -> None:
+    values = list(np.random.default_rng(0).normal(size=12))
+    assert mean_interval(values, seed=3) == mean_interval(values, seed=3)
+    assert mean_interval(values, seed=3) != mean_interval(values, seed=4)
+
+
+@pytest.mark.parametrize("draw", ["normal", "exponential"])
+def test_interval_covers_the_true_mean(draw: str) -> None:
+    random = np.random.default_rng(7)
+    trials, true_mean, covered = 300, (0.0 if draw == "normal" else 1.0), 0
+    for trial in range(trials):
+        estimate = mean_interval(list(getattr(random, draw)(size=30)), seed=trial)
+        covered += estimate.low <= true_mean <= estimate.high
+    # The percentile bootstrap of 30 samples covers a little less than 95 %.
+    assert 0.88 <= covered / trials <= 0.98
+
+
+def test_interval_narrows_with_the_root_of_the_count() -> None:
+    random = np.random.default_rng(5)
+    few, many = (mean_interval(list(random.normal(size=n))) for n in (25, 2500))
+    assert (few.high - few.low) / (many.high - many.low) == pytest.approx(10, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (50, 100, 0.4038, 0.5962),
+        (1, 1, 0.2065, 1.0),
+    ],
+)
+def test_wilson_interval(successes: int, count: int, low: float, high: float) -> None:
+    estimate = share_interval(successes, count)
+    assert estimate.mean == successes / count
+    assert estimate.low == pytest.approx(low, abs=5e-5)
+    assert estimate.high == pytest.approx(high, abs=5e-5)
+    assert estimate.count == count
+
+
+def test_wilson_interval_holds_the_share_and_stays_in_the_unit_range() -> None:
+    for count in range(1, 60):
+        for successes in range(count + 1):
+            estimate = share_interval(successes, count)
+            assert 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 0), (-1, 3), (4, 3)])
+def test_impossible_shares_are_refused(successes: int, count: int) -> None:
+    with pytest.raises(ValueError, match="not a share"):
+        share_interval(successes, count)
+
+
+def test_ratio_is_of_means_not_a_mean_of_ratios() -> None:
+    assert paired_ratio([1.0, 6.0], [1.0, 2.0]).mean == pytest.approx(7 / 3)
+
+
+def test_pairing_removes_what_both_share() -> None:
+    theirs = [0.01, 1.0, 100.0, 5.0]
+    estimate = paired_ratio([2 * value for value in theirs], theirs)
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((2, 2, 2))
+    unpaired = paired_ratio([2 * value for value in theirs[1:] + theirs[:1]], theirs)
+    assert unpaired.mean == pytest.approx(2)
+    assert unpaired.high > 4
+
+
+def test_ratio_leaves_out_resamples_without_denominator() -> None:
+    estimate = paired_ratio([1.0, 1.0], [0.0, 1.0])
+    assert estimate.mean == 2
+    assert (estimate.low, estimate.high) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [([1.0], [1.0, 2.0]), ([], []), ([1.0], [0.0]), ([1.0, 2.0], [2.0, -1.0])]
+)
+def test_ratio_refuses_bad_denominators(ours: list[float], theirs: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"paired|denominators"):
+        paired_ratio(ours, theirs)
+
+
+def test_who_is_ours() -> None:
+    assert is_ours("balanced")
+    assert not is_ours("full")
+    assert not is_ours("kvpress snapkv")
+
+
+def test_divergence_is_averaged_over_texts_not_positions() -> None:
+    # Text a: positions 1 and 3 at one length and 2 at another, mean 2. Text b: mean 6.
+    rows = [
+        divergence(text="a", kl=[1.0, 3.0], nll=[2.0, 2.0], agree=[True, False]),
+        divergence(text="a", prompt_tokens=4096, kl=[2.0], nll=[2.0], agree=[True]),
+        divergence(text="b", kind="code", kept_share=0.8, kl=[6.0], nll=[5.0], full_nll=[4.0]),
+    ]
+    (summary,) = summarize(Results(divergence=rows))
+    score = summary.divergence
+    assert score is not None
+    assert score.kl == Estimate(4.0, 2.0, 6.0, 2)
+    assert score.kept_share == summary.kept_share == pytest.approx(0.6)
+    assert [(s.kind, s.kl.mean, s.kl.count) for s in score.by_kind] == [
+        ("code", 6.0, 1),
+        ("prose", 2.0, 1),
+    ]
+    # NLL (2 + 5) / 2 over (1 + 4) / 2, not the mean of 2 / 1 and 5 / 4.
+    assert score.nll_increase.mean == pytest.approx(0.4)
+    assert score.nll_increase.low == pytest.approx(0.25)
+    assert score.nll_increase.high == pytest.approx(1.0)
+    assert score.agreement.mean == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_continuations_without_positions_are_no_texts() -> None:
+    (summary,) = summarize(Results(divergence=[divergence(kl=[])]))
+    assert summary.divergence is None
+
+
+def test_retrieval_is_scored_per_task_pooled_and_per_length() -> None:
+    rows = [
+        retrieval("paper", None, True, answer_nll=1.0, kept_share=0.4),
+        retrieval("paper", None, False, answer_nll=2.0, kept_share=0.4),
+        retrieval("paper", None, True, prompt_tokens=512, answer_nll=6.0, kept_share=0.7),
+        retrieval("paper", None, False, task="counting"),
+    ]
+    (summary,) = summarize(Results(retrieval=rows, tasks=[task_row("paper", None, True)]))
+    assert [(s.task, s.prompt_tokens) for s in summary.retrieval] == [
+        ("counting", None),
+        ("counting", 1024),
+        ("keys", None),
+        ("keys", 512),
+        ("keys", 1024),
+    ]
+    _, _, pooled, short, long = summary.retrieval
+    assert pooled.accuracy == share_interval(2, 3)
+    assert pooled.answer_nll == pytest.approx(3.0)
+    assert pooled.kept_share == pytest.approx(0.5)
+    assert (short.accuracy, short.answer_nll) == (share_interval(1, 1), 6.0)
+    assert (long.accuracy, long.answer_nll) == (share_interval(1, 2), 1.5)
+    assert [(s.task, s.accuracy) for s in summary.tasks] == [("gsm8k", share_interval(1, 1))]
+    assert summary.divergence is None
+
+
+def test_order_is_full_ours_theirs_with_large_targets_first() -> None:
+    keys = [
+        ("kvpress snapkv", 0.2),
+        ("kvpress h2o", 0.5),
+        ("zeta", 0.2),
+        ("zeta", 0.5),
+        ("zeta", None),
+        ("balanced", None),
+        ("full", None),
+        ("kvpress snapkv", 0.7),
+    ]
+    summaries = summarize(Results(tasks=[task_row(*key, correct=True) for key in keys]))
+    assert [(s.method, s.target) for s in summaries] == [
+        ("full", None),
+        ("balanced", None),
+        ("zeta", None),
+        ("zeta", 0.5),
+        ("zeta", 0.2),
+        ("kvpress h2o", 0.5),
+        ("kvpress snapkv", 0.7),
+        ("kvpress snapkv", 0.2),
+    ]
+
+
+def test_rows_without_scores_still_count_for_memory() -> None:
+    common = {"method": "paper", "target": None, "text": "a", "prompt_tokens": 8}
+    summaries = summarize(
+        Results(
+            memory=[Memory(kept_share=0.2, series=[], **common)],
+            heads=[Heads(kept_share=0.4, kept=[[0.4]], policy=[["full"]], **common)],
+        )
+    )
+    assert [s.kept_share for s in summaries] == [pytest.approx(0.3)]
+
+
+def test_table_has_the_columns_that_have_data() -> None:
+    rows = [
+        divergence("balanced", 0.3, kept_share=0.3, kl=[0.5], nll=[1.125], agree=[True]),
+        divergence("full", kept_share=1.0, kl=[0.0]),
+    ]
+    assert summary_table(summarize(Results(divergence=rows))) == (
+        ("method", "kept %", "KL, nats", "NLL +%", "same top-1 %"),
+        (
+            ("full", "100.0", "0 [0, 0]", "+0.00", "100.0"),
+            ("balanced at 30 %", "30.0", "0.5 [0.5, 0.5]", "+12.50", "100.0"),
+        ),
+    )
+    scored = Results(
+        retrieval=[retrieval("balanced", None, True), retrieval("balanced", None, False)],
+        tasks=[task_row("full", None, True)],
+    )
+    assert summary_table(summarize(scored)) == (
+        ("method", "kept %", "keys %", "gsm8k %"),
+        (("full", "50.0", "", "100.0"), ("balanced", "50.0", "50.0", "")),
+    )
+
+
+def test_table_is_aligned_markdown() -> None:
+    text = table(
+        summarize(Results(tasks=[task_row("a|b", 0.125, True), task_row("c", None, True)]))
+    )
+    assert text.splitlines() == [
+        "| method         | kept % | gsm8k % |",
+        "| -------------- | -----: | ------: |",
+        r"| a\|b at 12.5 % |   50.0 |   100.0 |",
+        "| c              |   50.0 |   100.0 |",
+    ]
+
+
+def test_nothing_measured_gives_no_rows() -> None:
+    assert summarize(Results()) == []
+    assert len(table([]).splitlines()) == 2
