@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -89,7 +90,7 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
     if not json_path.parent.is_dir():
         raise ValueError(f"--json {json_path}: there is no directory {json_path.parent}.")
     parts = PartsFile(parts_path, settings.asked(), resume=resume)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    _quieten()
 
     from tqdm import tqdm
 
@@ -113,6 +114,18 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
     print(table(summarize(results)))
     print(f"Results: {json_path}. Report: {html_path}.")
     return 0
+
+
+def _quieten() -> None:
+    """Leave the screen to the progress bar; errors are raised anyway. Before vLLM is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def _fail(message: str, code: int, parts_path: Path) -> int:

@@ -98,6 +98,7 @@ class EvaluationEngine:
             kv_cache_memory_bytes=pool_bytes,
             enforce_eager=True,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             distributed_executor_backend="uni",
             seed=0,
             **ours,

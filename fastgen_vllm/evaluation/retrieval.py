@@ -110,7 +110,7 @@ TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
 
 def questions(
     task: str,
-    documents: Sequence[list[int]],
+    documents: Sequence[str],
     tokenizer: Any,
     dialogue: Dialogue,
     length: int,
@@ -121,7 +121,7 @@ def questions(
 
     Args:
         task: one of :data:`TASKS`.
-        documents: token ids of the text to hide facts in.
+        documents: texts to hide facts in.
         tokenizer: a Hugging Face tokenizer.
         dialogue: that of the model.
         length: tokens of every prompt.
@@ -139,7 +139,7 @@ def questions(
 
 def _question(
     task: str,
-    documents: Sequence[list[int]],
+    documents: Sequence[str],
     tokenizer: Any,
     dialogue: Dialogue,
     length: int,
@@ -154,7 +154,7 @@ def _question(
     room = length - len(dialogue.before) - len(asked) - sum(map(len, facts))
     if room < length // 2:
         raise ValueError(f"--lengths {length}: too short for retrieval task {task!r}.")
-    text = cut(documents, room, dice, "prose")
+    text = cut(documents, tokenizer, room, dice, "retrieval")
     places = sorted(dice.randrange(room + 1) for _ in facts)
     prompt = list(dialogue.before)
     for begin, end, fact in zip([0, *places], [*places, room], [*facts, asked], strict=True):

@@ -14,7 +14,7 @@ from fastgen_vllm.evaluation.measure import UNCOMPRESSED, Item, Method, item_nam
 from fastgen_vllm.evaluation.parts import PartsFile
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.settings import Settings
-from fastgen_vllm.evaluation.texts import built_in_corpora, corpora_from, cut_passages, tokenize
+from fastgen_vllm.evaluation.texts import built_in_corpora, corpora_from, cut_passages
 from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
 from fastgen_vllm.request import GENERATED, KEEP, RECOVERY
 
@@ -80,12 +80,17 @@ def make_items(settings: Settings, tokenizer: Any) -> Iterator[Item]:
         settings.seed,
     )
     if settings.retrieval and settings.retrieval_lengths:
-        documents = [tokenize(tokenizer, text) for text in corpora[0].documents]
         dialogue = retrieval.Dialogue.of(tokenizer)
         for length in settings.retrieval_lengths:
             for task in settings.retrieval:
                 yield from retrieval.questions(
-                    task, documents, tokenizer, dialogue, length, settings.samples, settings.seed
+                    task,
+                    corpora[0].documents,
+                    tokenizer,
+                    dialogue,
+                    length,
+                    settings.samples,
+                    settings.seed,
                 )
     for task in settings.tasks:
         yield from tasks.load(task, settings.problems, settings.seed)

@@ -43,8 +43,8 @@ class Settings:
     lengths: tuple[int, ...] = (1024, 2048)
     per_kind: int = 2
     continuation: int = 128
-    retrieval_lengths: tuple[int, ...] = (1024, 2048, 4096)
-    samples: int = 4
+    retrieval_lengths: tuple[int, ...] = (1024, 4096)
+    samples: int = 3
     retrieval: tuple[str, ...] = RETRIEVAL
     tasks: tuple[str, ...] = ()
     problems: int = 20

@@ -28,6 +28,9 @@ PROSE = Download(
 #: Modules of the standard library with long, varied source.
 _CODE = ("argparse", "inspect", "mailbox", "pickle", "subprocess", "tarfile", "typing", "zipfile")
 
+#: More than any text has, so that a piece of this length is long enough.
+_CHARACTERS_PER_TOKEN = 12
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -102,11 +105,10 @@ def cut_passages(
     """
     passages = []
     for corpus in corpora:
-        documents = [tokenize(tokenizer, text) for text in corpus.documents]
         for length in lengths:
             dice = random.Random(f"{seed} {corpus.kind} {length}")
             for number in range(per_kind):
-                tokens = cut(documents, length + continuation, dice, corpus.kind)
+                tokens = cut(corpus.documents, tokenizer, length + continuation, dice, corpus.kind)
                 name = f"{corpus.kind}-{length}-{number}"
                 passages.append(Passage(name, corpus.kind, tokens[:length], tokens[length:]))
     return passages
@@ -118,21 +120,30 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def cut(documents: Sequence[list[int]], length: int, dice: random.Random, kind: str) -> list[int]:
+def cut(
+    documents: Sequence[str], tokenizer: Any, length: int, dice: random.Random, kind: str
+) -> list[int]:
     """Cut ``length`` consecutive tokens at a random place; long documents are likelier.
+
+    Only the surroundings of the place are tokenized.
 
     Raises:
         ValueError: no document is long enough.
     """
-    starts = [max(0, len(document) - length) for document in documents]
-    if not any(starts):
-        raise ValueError(
-            f"texts of kind {kind!r}: none is longer than {length} tokens. "
-            "Give longer ones with --texts, or smaller --lengths."
-        )
-    document = dice.choices(range(len(documents)), weights=starts)[0]
-    start = dice.randrange(starts[document])
-    return documents[document][start : start + length]
+    left = list(documents)
+    while left:
+        chosen = dice.choices(range(len(left)), weights=[len(text) for text in left])[0]
+        text = left.pop(chosen)
+        window = _CHARACTERS_PER_TOKEN * length
+        start = dice.randrange(max(0, len(text) - window) + 1)
+        tokens = tokenize(tokenizer, text[start : start + window])
+        if len(tokens) >= length:
+            first = dice.randrange(len(tokens) - length + 1)
+            return tokens[first : first + length]
+    raise ValueError(
+        f"texts of kind {kind!r}: none has {length} tokens. "
+        "Give longer ones with --texts, or smaller --lengths."
+    )
 
 
 def _read(argument: str, path: Path) -> Iterator[str]:

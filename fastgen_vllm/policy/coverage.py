@@ -46,13 +46,15 @@ class Coverage(Selector):
         return Important(total, recent, self.sinks, self.keep_generated)
 
     def _fewest(self, recovery: float, profile: PromptProfile) -> Important:
-        """Bisect: recovery grows with the budget, because kept sets are nested."""
-        low, high = 0, profile.attention.numel()
+        """Bisect, to one token a head: recovery grows with the budget, as kept sets are nested."""
+        num_heads = profile.attention[..., 0].numel()
+        mass = profile.mass.flatten()[profile.by_importance]
+        low, high = 0, profile.num_tokens
         while recovery < 1 and low < high:
             middle = (low + high) // 2
-            kept = self._spend(middle, profile).keep(profile)
-            if float(profile.recovery(kept).mean()) >= recovery:
+            kept = self._spend(middle * num_heads, profile).keep_ranked(profile)
+            if float(mass @ kept.float()) >= recovery * num_heads:
                 high = middle
             else:
                 low = middle + 1
-        return self._spend(high, profile)
+        return self._spend(high * num_heads, profile)

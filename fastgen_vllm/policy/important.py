@@ -37,13 +37,16 @@ class Important(Policy):
         return "coverage"
 
     def keep(self, profile: PromptProfile) -> Tensor:
-        position = torch.arange(profile.num_tokens)
-        fixed = (position < self.sinks) | (position >= profile.num_tokens - self.recent)
-        fixed = fixed.expand(profile.attention.shape).flatten()
-        open_order = profile.by_importance[~fixed[profile.by_importance]]
-        keep = fixed.clone()
-        keep[open_order[: max(0, self.total - int(fixed.sum()))]] = True
+        keep = torch.empty(profile.attention.numel(), dtype=torch.bool)
+        keep[profile.by_importance] = self.keep_ranked(profile)
         return keep.view(profile.attention.shape)
+
+    def keep_ranked(self, profile: PromptProfile) -> Tensor:
+        """[L*H*N] bool, the same in the order of :attr:`PromptProfile.by_importance`."""
+        position = profile.position_by_importance
+        fixed = (position < self.sinks) | (position >= profile.num_tokens - self.recent)
+        left = self.total - int(fixed.sum())
+        return fixed | ((~fixed).cumsum(0, dtype=torch.int32) <= left)
 
     @property
     def rule(self) -> StoreRule:

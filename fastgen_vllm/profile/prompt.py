@@ -50,6 +50,11 @@ class PromptProfile:
         value = importance(self.energy, self.value_norm)
         return torch.sort(value.flatten(), descending=True, stable=True).indices
 
+    @cached_property
+    def position_by_importance(self) -> Tensor:
+        """[L*H*N] int32, positions of the tokens of :attr:`by_importance`."""
+        return (self.by_importance % self.num_tokens).int()
+
     def num_viewers(self) -> Tensor:
         """[N] int64, how many observed queries could see each token."""
         position = torch.arange(self.num_tokens)

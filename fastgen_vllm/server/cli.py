@@ -20,6 +20,10 @@ DEFAULT_MODEL_POOL_BYTES = 2**30
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; 2 for a mistake in the options."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["eval"]:
+        from fastgen_vllm.evaluation import cli as evaluation
+
+        return evaluation.main(arguments[1:])
     if arguments[:1] != ["serve"]:
         main_parser(fastgen_vllm.__version__).parse_args(arguments or ["--help"])
         return 0

@@ -21,15 +21,16 @@ out of a pool of 1 GiB unless --kv-cache-memory-bytes or --gpu-memory-utilizatio
 
 
 def main_parser(version: str) -> argparse.ArgumentParser:
-    """Return the parser of everything but `serve`."""
+    """Return the parser of everything but `serve` and `eval`."""
     parser = argparse.ArgumentParser(
         prog="fastgen-vllm",
         description="vLLM with FastGen: every attention head keeps only the tokens it looks at.",
-        epilog="More: fastgen-vllm serve --help",
+        epilog="More: fastgen-vllm serve --help, fastgen-vllm eval --help",
     )
     parser.add_argument("--version", action="version", version=f"fastgen-vllm {version}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("serve", help="serve a model over HTTP", usage=USAGE, add_help=False)
+    commands.add_parser("eval", help="measure what compression costs", add_help=False)
     return parser
 
 

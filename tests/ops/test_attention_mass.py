@@ -38,8 +38,8 @@ def prompt(
     return cache, row, torch.randn(W, H * G, D, generator=rng).to(dtype), keys
 
 
-def dense_mass(query: Tensor, keys: list[Tensor], scale: float, pool: str) -> Tensor:
-    """Attention mass from a masked N x N map, in the dtype of the arguments.
+def dense_sums(query: Tensor, keys: list[Tensor], scale: float, pool: str) -> tuple[Tensor, Tensor]:
+    """Attention mass and energy from a masked N x N map, in the dtype of the arguments.
 
     Queries are added one after the other, as the op must.
     """
@@ -48,11 +48,14 @@ def dense_mass(query: Tensor, keys: list[Tensor], scale: float, pool: str) -> Te
     scores = q @ torch.stack(keys)[:, None].transpose(-1, -2) * scale
     future = torch.arange(N) > torch.arange(N - W, N)[:, None]
     p = scores.masked_fill(future, float("-inf")).softmax(-1)
-    pooled = {"mean": p.mean(1), "max": p.amax(1), "min": p.amin(1)}[pool]
-    mass = torch.zeros(H, N, dtype=torch.promote_types(p.dtype, torch.float32))
-    for i in range(W):
-        mass += pooled[:, i]
-    return mass
+    sums = []
+    for each in (p, p.square()):
+        pooled = {"mean": each.mean(1), "max": each.amax(1), "min": each.amin(1)}[pool]
+        total = torch.zeros(H, N, dtype=torch.promote_types(p.dtype, torch.float32))
+        for i in range(W):
+            total += pooled[:, i]
+        sums.append(total)
+    return sums[0], sums[1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -62,61 +65,96 @@ def test_error_is_within_twice_that_of_torch(
 ) -> None:
     for pool, (N, W) in zip(POOLS, [(S + 1, S + 1), (300, 40), (2 * S - 1, 5)], strict=True):
         cache, row, query, keys = prompt(dtype, S, D, G, N, W)
-        mass = torch.zeros(H, N + 3)
-        ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, pool, mass)
-        exact = dense_mass(query.double(), [k.double() for k in keys], D**-0.5, pool)
-        torch_error = relative_error(dense_mass(query, keys, D**-0.5, pool), exact)
-        assert relative_error(mass[:, :N], exact) <= 2 * torch_error
-        assert not mass[:, N:].any()
+        actual = torch.zeros(2, H, N + 3)
+        ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, pool, *actual)
+        exact = dense_sums(query.double(), [k.double() for k in keys], D**-0.5, pool)
+        of_torch = dense_sums(query, keys, D**-0.5, pool)
+        errors = [
+            (relative_error(ours[:, :N], right), relative_error(theirs, right))
+            for ours, theirs, right in zip(actual, of_torch, exact, strict=True)
+        ]
+        (mass_error, torch_mass_error), (energy_error, torch_energy_error) = errors
+        assert mass_error <= 2 * torch_mass_error
+        # In float32 torch's error can be below half a rounding: squares are allowed one more.
+        assert energy_error <= 2 * torch_energy_error + torch.finfo(torch.float32).eps
+        assert not actual[..., N:].any()
 
 
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("N", "W"), [(1, 1), (31, 31), (32, 1), (33, 2), (200, 100)])
 def test_equals_reference(isa: str, pool: str, N: int, W: int) -> None:
     cache, row, query, _ = prompt(torch.float32, 32, 64, 3, N, W)
-    mass = torch.rand(H, N + 1, generator=generator(N))
-    expected = mass.clone()
-    ops.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, mass)
-    reference.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, expected)
-    torch.testing.assert_close(mass, expected, rtol=1e-5, atol=1e-6)
+    actual = torch.rand(2, H, N + 1, generator=generator(N))
+    expected = actual.clone()
+    ops.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, *actual)
+    reference.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, *expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("S", "D", "G"), SHAPES)
 def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) -> None:
     N, W = 3 * S + 5, 2 * S
     cache, row, query, _ = prompt(torch.bfloat16, S, D, G, N, W)
-    whole = torch.zeros(H, N)
-    ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", whole)
+    whole = torch.zeros(2, H, N)
+    ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", *whole)
     for cuts in ([1], [7, 8, 31], [W // 2, W - 1]):
-        mass = torch.zeros(H, N)
+        sums = torch.zeros(2, H, N)
         bounds = [0, *cuts, W]
         for first, end in pairwise(bounds):
             part = query[first:end]
-            ops.attention_mass(part, cache.arena, 1, row, N - W + first, D**-0.5, "mean", mass)
-        assert torch.equal(mass, whole)
+            ops.attention_mass(part, cache.arena, 1, row, N - W + first, D**-0.5, "mean", *sums)
+        assert torch.equal(sums, whole)
 
 
 def test_mass_of_every_query_sums_to_one(isa: str) -> None:
     cache, row, query, _ = prompt(torch.float16, 32, 64, 4, 150, 60)
-    mass = torch.zeros(H, 150)
-    ops.attention_mass(query, cache.arena, 1, row, 90, 0.125, "mean", mass)
+    mass, energy = torch.zeros(2, H, 150)
+    ops.attention_mass(query, cache.arena, 1, row, 90, 0.125, "mean", mass, energy)
     torch.testing.assert_close(mass.sum(1), torch.full((H,), 60.0), rtol=1e-5, atol=0)
 
 
-def test_strided_query_and_mass(isa: str) -> None:
+def test_energy_of_even_attention_by_hand(isa: str) -> None:
+    """A query of zeros at position i gives 1 / (i + 1) to each token: here thirds and quarters."""
+    cache, row, query, _ = prompt(torch.float32, 32, 64, 3, 4, 2)
+    mass, energy = torch.zeros(2, H, 4)
+    query.zero_()
+    ops.attention_mass(query, cache.arena, 1, row, 2, 0.125, "mean", mass, energy)
+    seen_by_both, seen_by_last = 1 / 9 + 1 / 16, 1 / 16
+    expected = torch.tensor([[seen_by_both] * 3 + [seen_by_last]] * H)
+    torch.testing.assert_close(energy, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("pool", "pooled"), [("mean", 0.5), ("max", 1.0), ("min", 0.0)])
+def test_energy_pools_squares(isa: str, pool: str, pooled: float) -> None:
+    """Two query heads, each sure of another token: the square of the mean would be 1/4."""
+    key = torch.eye(2, 32)
+    cache = make_cache(torch.float32, 2, 1, H, 32, 32)
+    row = torch.zeros(1, dtype=torch.int32)
+    for head in range(H):
+        write_stock(cache, 1, row, head, key, key)
+    mass, energy = torch.zeros(2, H, 2)
+    query = key.repeat(H, 1)[None]  # [1, H*G, D]
+    ops.attention_mass(query, cache.arena, 1, row, 1, 100.0, pool, mass, energy)
+    torch.testing.assert_close(energy, torch.full((H, 2), pooled), rtol=1e-6, atol=1e-6)
+
+
+def test_strided_query_mass_and_energy(isa: str) -> None:
     cache, row, query, _ = prompt(torch.float32, 32, 64, 3, 70, 20)
     wide = torch.zeros(20, 2 * H * 3, 128)
     wide[:, ::2, :64] = query
-    mass, expected = torch.zeros(H, 200), torch.zeros(H, 70)
+    expected = torch.zeros(2, H, 70)
+    ops.attention_mass(query, cache.arena, 1, row, 50, 0.125, "max", *expected)
+    # Three different strides: 70, 200 and 300.
+    mass, energy = torch.zeros(H, 200)[:, :70], torch.zeros(H, 300)[:, 9:79]
     strided = wide[:, ::2, :64]
-    ops.attention_mass(strided, cache.arena, 1, row, 50, 0.125, "max", mass[:, :70])
-    ops.attention_mass(query, cache.arena, 1, row, 50, 0.125, "max", expected)
-    assert torch.equal(mass[:, :70], expected)
+    ops.attention_mass(strided, cache.arena, 1, row, 50, 0.125, "max", mass, energy)
+    assert torch.equal(mass, expected[0])
+    assert torch.equal(energy, expected[1])
 
 
 def test_bad_arguments_are_named() -> None:
     cache, row, query, _ = prompt(torch.float32, 32, 64, 3, 70, 20)
-    mass = torch.zeros(H, 70)
+    mass, energy = torch.zeros(2, H, 70)
 
     def call(
         query: Tensor = query,
@@ -126,8 +164,9 @@ def test_bad_arguments_are_named() -> None:
         first: int = 50,
         pool: str = "mean",
         mass: Tensor = mass,
+        energy: Tensor = energy,
     ) -> None:
-        ops.attention_mass(query, arena, layer, row, first, 0.125, pool, mass)
+        ops.attention_mass(query, arena, layer, row, first, 0.125, pool, mass, energy)
 
     with pytest.raises(ValueError, match="query must be float32, got bfloat16"):
         call(query=query.bfloat16())
@@ -151,3 +190,9 @@ def test_bad_arguments_are_named() -> None:
         call(pool="sum")
     with pytest.raises(ValueError, match="mass must have room for 70 tokens"):
         call(mass=mass[:, :69])
+    with pytest.raises(ValueError, match="energy must have room for 70 tokens"):
+        call(energy=energy[:, :69])
+    with pytest.raises(ValueError, match=r"energy must have shape \[2, any\], got \[1, 70\]"):
+        call(energy=energy[:1])
+    with pytest.raises(ValueError, match="energy must be float32, got float16"):
+        call(energy=energy.half())
