@@ -2,7 +2,7 @@
 
     profile   the last W prompt queries pass every layer     -> PromptProfile
     choose    per head the cheapest policy that recovers T   -> Choice
-    plan      intervals of the page stream                   -> StreamPlan, two integers
+    plan      intervals of the page stream                   -> StreamPlan with its size
     compact   copy kept tokens into fresh blocks             -> CompactionCopy
 
 Decode then stores each new token by the head's rule (the ``store`` op) and attends to the

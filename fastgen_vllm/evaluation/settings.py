@@ -43,7 +43,7 @@ class Settings:
     lengths: tuple[int, ...] = (1024, 2048)
     per_kind: int = 2
     continuation: int = 128
-    retrieval_lengths: tuple[int, ...] = (1024, 4096)
+    retrieval_lengths: tuple[int, ...] = (1024, 2048)
     samples: int = 3
     retrieval: tuple[str, ...] = RETRIEVAL
     tasks: tuple[str, ...] = ()

@@ -16,8 +16,9 @@ page stream; heads own intervals of it, so no table of page ids is stored or shi
     i-th page of a head:  i < num_pages   first_page + i
                           otherwise       fixed_pages + rank + (i - num_pages) * n_growing
 
-So a request of any length needs ``fixed_pages + n_growing * growth(length)`` pages: two integers
-tell the scheduler everything. Waste: below one page per head and one block per request.
+So a request of any length needs ``fixed_pages + n_growing * growth(length)`` pages, where growth
+starts when the first growing head is full: three integers tell the scheduler everything. Waste:
+below one page per head and one block per request.
 """
 
 from fastgen_vllm.pages.plan import StreamPlan
