@@ -16,6 +16,13 @@ from torch import Tensor
 from fastgen_vllm.geometry import HeadField, StoreRule
 
 
+def pooled(of_query_heads: Tensor, pool: str) -> Tensor:
+    """Reduce the first dimension, query heads of one KV head."""
+    if pool == "mean":
+        return of_query_heads.mean(0)
+    return of_query_heads.amax(0) if pool == "max" else of_query_heads.amin(0)
+
+
 @dataclass
 class Slot:
     """One kept token of one head."""
@@ -63,10 +70,8 @@ class Head:
         values = torch.stack([slot.value for slot in self.slots])
         probability = (queries @ keys.T * scale).softmax(-1)
         if self.rule == StoreRule.BY_VALUE:
-            pooled = {"mean": probability.mean(0), "max": probability.amax(0)}.get(
-                pool, probability.amin(0)
-            )
-            for slot, share in zip(self.slots, pooled.tolist(), strict=True):
+            shares = pooled(probability, pool).tolist()
+            for slot, share in zip(self.slots, shares, strict=True):
                 slot.mass += share
         return probability @ values
 
@@ -92,7 +97,10 @@ class Decoder:
                     self.weights[name] = tensors.get_tensor(name).to(dtype)
         self.dtype = dtype
         self.heads: list[list[Head]] = []
-        self.attention = torch.empty(0)  # [L, H, N] of the last prefill
+        # Of the last prefill, [L, H, N]:
+        self.attention = torch.empty(0)  # sum of pooled probabilities of the observed queries
+        self.energy = torch.empty(0)  # sum of their pooled squares
+        self.value_norm = torch.empty(0)
 
     @property
     def scale(self) -> float:
@@ -105,7 +113,9 @@ class Decoder:
     def prefill(self, tokens: list[int], num_observed: int, pool: str = "mean") -> Tensor:
         """Run a prompt; return [V] logprobs after it. Keeps every token in every head."""
         count = len(tokens)
-        self.attention = torch.zeros(self.num_layers, self.num_kv_heads, count)
+        self.attention, self.energy, self.value_norm = torch.zeros(
+            3, self.num_layers, self.num_kv_heads, count
+        )
         self.heads = [[Head() for _ in range(self.num_kv_heads)] for _ in range(self.num_layers)]
         allowed = torch.ones(count, count, dtype=torch.bool).tril()
         hidden = self.weights["model.embed_tokens.weight"][torch.tensor(tokens)]
@@ -117,8 +127,9 @@ class Decoder:
                 score = torch.einsum("qgd,kd->gqk", queries, key[:, index]) * self.scale
                 probability = score.masked_fill(~allowed, -math.inf).softmax(-1)
                 seen = probability[:, count - num_observed :]
-                pooled = {"mean": seen.mean(0), "max": seen.amax(0)}.get(pool, seen.amin(0))
-                self.attention[layer, index] = pooled.sum(0)
+                self.attention[layer, index] = pooled(seen, pool).sum(0)
+                self.energy[layer, index] = pooled(seen * seen, pool).sum(0)
+                self.value_norm[layer, index] = (value[:, index] ** 2).sum(-1).sqrt()
                 outputs.append(torch.einsum("gqk,kd->qgd", probability, value[:, index]))
                 self.heads[layer][index].slots = [
                     Slot(p, key[p, index], value[p, index], 0.0) for p in range(count)

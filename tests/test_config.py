@@ -48,9 +48,38 @@ def test_observe_spellings(value: object, observe: object) -> None:
     assert parse_config({"observe": value}).observe == observe
 
 
-def test_config_survives_json() -> None:
-    config = load_config("paper")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"policy": "paper", "paper": {"without": ["local", "special"]}},
+        {"keep": 0.25, "coverage": {"recent": 0.1, "generated": "keep"}},
+    ],
+)
+def test_config_survives_json(options: dict[str, object]) -> None:
+    config = parse_config(options)
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_keep_goes_with_coverage() -> None:
+    assert parse_config({"policy": "coverage", "keep": 0.25}).keep == 0.25
+
+
+def test_keep_goes_with_the_default_policy() -> None:
+    assert parse_config({"keep": 1}).keep == 1.0
+
+
+def test_recovery_decides_unless_a_share_is_given() -> None:
+    assert FastGenConfig().keep is None
+
+
+def test_half_of_what_is_kept_is_recent_by_default() -> None:
+    assert FastGenConfig().coverage.recent == 0.5
+
+
+def test_rungs_can_be_left_out() -> None:
+    config = parse_config({"policy": "paper", "paper": {"without": ["frequent", "local"]}})
+    assert config.paper.without == ("frequent", "local")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +93,15 @@ def test_config_survives_json() -> None:
         ({"observe": 0}, "observe"),
         ({"paper": {"local": 2}}, "paper.local=2"),
         ({"coverage": {"sinks": -1}}, "coverage.sinks=-1"),
+        ({"coverage": {"recent": 1.1}}, "coverage.recent=1.1"),
+        ({"coverage": {"generated": "drop"}}, "coverage.generated='drop'"),
+        ({"coverage": {"generated": "drop"}}, "'keep' or 'replace'"),
+        ({"keep": 0}, "keep=0"),
+        ({"keep": 1.5}, "keep=1.5"),
+        ({"policy": "paper", "keep": 0.3}, "keep=0.3: Value error, needs policy coverage"),
+        ({"policy": "full", "keep": 0.3}, "needs policy coverage, not full"),
+        ({"paper": {"without": ["full"]}}, "paper.without.0='full'"),
+        ({"paper": {"without": "local"}}, "paper.without='local'"),
         ({"force": "perhaps"}, "force='perhaps'"),
     ],
 )

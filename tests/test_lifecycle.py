@@ -1,21 +1,20 @@
 """From a profile to a plan: thresholds, per-request options, observed queries."""
 
 import pytest
-import torch
 
-from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import observed_queries, plan_compaction
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.request import RequestOptions
+from tests.profiles import random_profile
 
 GEOMETRY = CacheGeometry(2, 2, 1, 64, 32, 10)
 
 
 @pytest.fixture
 def profile() -> PromptProfile:
-    attention = torch.rand(2, 2, 300, generator=torch.Generator().manual_seed(0)) ** 8
-    return PromptProfile(attention, torch.zeros(300, dtype=torch.int32), 64)
+    return random_profile(2, 2, 300, observed=64)
 
 
 def kept_share(
@@ -45,11 +44,42 @@ def test_a_request_has_the_last_word(profile: PromptProfile) -> None:
     assert low < kept_share(profile, config)
 
 
-def test_two_integers_say_what_a_plan_needs(profile: PromptProfile) -> None:
+def test_a_requests_recovery_goes_before_a_configured_keep(profile: PromptProfile) -> None:
+    by_share = FastGenConfig(policy="coverage", keep=0.25, recovery=0.8)
+    assert kept_share(profile, by_share) == 0.25
+    by_recovery = kept_share(profile, FastGenConfig(policy="coverage", recovery=0.9))
+    assert by_recovery != 0.25
+    assert kept_share(profile, by_share, RequestOptions(recovery=0.9)) == by_recovery
+
+
+def test_a_requests_keep_is_the_share_that_is_kept(profile: PromptProfile) -> None:
+    options = RequestOptions.parse({"fastgen_keep": 0.5})
+    assert kept_share(profile, FastGenConfig(policy="paper"), options) == 0.5
+
+
+def test_size_says_what_a_capped_plan_needs(profile: PromptProfile) -> None:
     config = FastGenConfig(policy="coverage", recovery=0.8)
     plan = plan_compaction(profile, config, RequestOptions(), GEOMETRY)
+    assert not plan.stream.growing().any()
     copy = plan.compact(profile.token_class)
     assert copy.kept_start[-1] == plan.choice.keep.sum()
     pages = -(-(plan.choice.keep.sum(-1) + 1) // 32)
     assert plan.stream.size.fixed_pages == int(pages.sum())
-    assert plan.stream.size.blocks(300) == -(-int(pages.sum()) // 4)
+    for length in (300, 1000):
+        assert plan.stream.size.blocks(length) == -(-int(pages.sum()) // 4)
+
+
+def test_size_says_what_a_plan_needs_that_keeps_generated_tokens(profile: PromptProfile) -> None:
+    config = FastGenConfig(keep=0.25, coverage=CoverageOptions(generated="keep"))
+    plan = plan_compaction(profile, config, RequestOptions(), GEOMETRY)
+    assert plan.stream.growing().all()
+    kept = plan.choice.keep.sum(-1)
+    pages = -(-kept // 32)
+    assert plan.stream.size.fixed_pages == int(pages.sum())
+    # Each of the four heads has a further page, so the request a further block, as soon as
+    # one of them is full and then every 32 tokens.
+    blocks, room = -(-int(pages.sum()) // 4), 300 + int((pages * 32 - kept).min())
+    assert plan.stream.size.blocks(room) == blocks
+    for more in (1, 32):
+        assert plan.stream.size.blocks(room + more) == blocks + 1
+    assert plan.stream.size.blocks(room + 33) == blocks + 2

@@ -8,16 +8,54 @@ from fastgen_vllm.request import RequestOptionError, RequestOptions
 
 
 def test_defaults() -> None:
-    assert RequestOptions.parse(None) == RequestOptions(True, None, None)
-    assert RequestOptions.parse({"other": 1}) == RequestOptions(True, None, None)
+    as_configured = RequestOptions(
+        enabled=True, recovery=None, keep=None, policy=None, generated=None
+    )
+    assert RequestOptions.parse(None) == as_configured
+    assert RequestOptions.parse({"other": 1}) == as_configured
 
 
 def test_all_options() -> None:
     options = RequestOptions.parse(
-        {"fastgen": "off", "fastgen_recovery": 0.97, "fastgen_policy": "paper"}
+        {
+            "fastgen": "off",
+            "fastgen_recovery": 0.97,
+            "fastgen_policy": "paper",
+            "fastgen_generated": "keep",
+        }
     )
-    assert options == RequestOptions(False, 0.97, "paper")
-    assert RequestOptions.parse({"fastgen_recovery": 1}).recovery == 1.0
+    assert options == RequestOptions(enabled=False, recovery=0.97, policy="paper", generated="keep")
+
+
+@pytest.mark.parametrize("option", ["recovery", "keep"])
+def test_shares_may_be_whole_numbers(option: str) -> None:
+    assert getattr(RequestOptions.parse({f"fastgen_{option}": 1}), option) == 1.0
+
+
+@pytest.mark.parametrize("given", [{}, {"fastgen_policy": "coverage"}])
+def test_keep_implies_coverage(given: dict[str, Any]) -> None:
+    options = RequestOptions.parse({"fastgen_keep": 0.25, **given})
+    assert options == RequestOptions(keep=0.25, policy="coverage")
+
+
+def test_keep_and_recovery_exclude_each_other() -> None:
+    with pytest.raises(RequestOptionError, match="fastgen_recovery, not both") as caught:
+        RequestOptions.parse({"fastgen_keep": 0.25, "fastgen_recovery": 0.9})
+    assert caught.value.parameter == "fastgen_keep"
+
+
+@pytest.mark.parametrize("policy", ["paper", "full"])
+def test_keep_goes_with_no_other_policy(policy: str) -> None:
+    with pytest.raises(RequestOptionError, match="fastgen_policy must be coverage") as caught:
+        RequestOptions.parse({"fastgen_keep": 0.25, "fastgen_policy": policy})
+    assert caught.value.parameter == "fastgen_keep"
+
+
+def test_an_unknown_option_lists_the_known_ones() -> None:
+    with pytest.raises(RequestOptionError) as caught:
+        RequestOptions.parse({"fastgen_window": 3})
+    for name in ("", "_recovery", "_keep", "_policy", "_generated"):
+        assert f"fastgen{name}" in str(caught.value).partition("known are")[2]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +70,12 @@ def test_all_options() -> None:
         ({"fastgen_recovery": float("nan")}, "fastgen_recovery"),
         ({"fastgen_recovery": "0.9"}, "fastgen_recovery"),
         ({"fastgen_recovery": True}, "fastgen_recovery"),
+        ({"fastgen_keep": 0}, "fastgen_keep"),
+        ({"fastgen_keep": 1.01}, "fastgen_keep"),
+        ({"fastgen_keep": "0.5"}, "fastgen_keep"),
+        ({"fastgen_keep": True}, "fastgen_keep"),
+        ({"fastgen_generated": "drop"}, "fastgen_generated"),
+        ({"fastgen_generated": True}, "fastgen_generated"),
         ({"fastgen_policy": "best"}, "fastgen_policy"),
         ({"fastgen_policy": 3}, "fastgen_policy"),
         ({"fastgen_policy": ["paper"]}, "fastgen_policy"),

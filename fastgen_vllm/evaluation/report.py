@@ -95,7 +95,12 @@ def _fact(value: Any) -> str:
 
 def _sections(summaries: Sequence[Summary]) -> list[Section]:
     kinds: list[dict[tuple[str, ...], str]] = [
-        {(k.kind,): interval(k.kl) for k in s.divergence.by_kind} if s.divergence else {}
+        {
+            (
+                k.kind,
+            ): f"{100 * k.kept_share:.1f}; {interval(k.kl)}; {100 * k.nll_increase.mean:+.2f}"
+            for k in (s.divergence.by_kind if s.divergence else ())
+        }
         for s in summaries
     ]
     lengths = [
@@ -116,8 +121,9 @@ def _sections(summaries: Sequence[Summary]) -> list[Section]:
             summary_table(summaries),
         ),
         Section(
-            "KL by kind of text",
-            "KL(full || method), nats per position: mean over texts and its 95 % interval.",
+            "Divergence by kind of text",
+            "Kept share, %; KL(full || method), nats per position, mean over texts and its 95 % "
+            "interval; increase of the negative log-likelihood, %.",
             _by_column(summaries, kinds),
         ),
         Section(

@@ -32,7 +32,9 @@ class KindScore(NamedTuple):
     """Divergence on the texts of one kind."""
 
     kind: str
+    kept_share: float  # on these rows
     kl: Estimate  # nats per position
+    nll_increase: Estimate  # NLL over that of the uncompressed prompt, minus 1
 
 
 class DivergenceScore(NamedTuple):
@@ -234,22 +236,30 @@ def _divergence(rows: Sequence[Divergence]) -> DivergenceScore | None:
     rows = [row for row in rows if row.kl]
     if not rows:
         return None
+    kinds = sorted({row.kind for row in rows})
+    return DivergenceScore(
+        kept_share=float(np.mean([row.kept_share for row in rows])),
+        kl=_kl(rows),
+        by_kind=tuple(_kind(kind, [row for row in rows if row.kind == kind]) for kind in kinds),
+        nll_increase=_nll_increase(rows),
+        agreement=mean_interval(_text_means((row.text, row.agree) for row in rows)),
+    )
+
+
+def _kind(kind: str, rows: Sequence[Divergence]) -> KindScore:
+    kept_share = float(np.mean([row.kept_share for row in rows]))
+    return KindScore(kind, kept_share, _kl(rows), _nll_increase(rows))
+
+
+def _kl(rows: Sequence[Divergence]) -> Estimate:
+    return mean_interval(_text_means((row.text, row.kl) for row in rows))
+
+
+def _nll_increase(rows: Sequence[Divergence]) -> Estimate:
     nll = _text_means((row.text, row.nll) for row in rows)
     full_nll = _text_means((row.text, row.full_nll) for row in rows)
     ratio = paired_ratio(nll, full_nll)
-    return DivergenceScore(
-        kept_share=float(np.mean([row.kept_share for row in rows])),
-        kl=mean_interval(_text_means((row.text, row.kl) for row in rows)),
-        by_kind=tuple(
-            KindScore(
-                kind,
-                mean_interval(_text_means((r.text, r.kl) for r in rows if r.kind == kind)),
-            )
-            for kind in sorted({row.kind for row in rows})
-        ),
-        nll_increase=Estimate(ratio.mean - 1, ratio.low - 1, ratio.high - 1, ratio.count),
-        agreement=mean_interval(_text_means((row.text, row.agree) for row in rows)),
-    )
+    return Estimate(ratio.mean - 1, ratio.low - 1, ratio.high - 1, ratio.count)
 
 
 def _retrieval(rows: Sequence[Retrieval]) -> Iterable[RetrievalScore]:

@@ -8,8 +8,8 @@ import torch
 from fastgen_vllm.compaction import copy_for
 from fastgen_vllm.geometry import CacheGeometry, HeadField, TokenClass
 from fastgen_vllm.pages import StreamPlan
-from fastgen_vllm.policy import Choice, Frequent, Full, Local, Policy, Special
-from fastgen_vllm.profile import PromptProfile
+from fastgen_vllm.policy import Choice, Frequent, Full, Important, Local, Policy, Special
+from tests.profiles import make_profile
 
 S = 32
 
@@ -26,7 +26,9 @@ def copy_one(
     num_prompt = len(attention)
     token_class = torch.zeros(num_prompt + later, dtype=torch.int32)
     token_class[list(special)] = TokenClass.SPECIAL
-    profile = PromptProfile(attention[None, None], token_class[:num_prompt], num_prompt)
+    profile = make_profile(
+        attention[None, None], token_class=token_class[:num_prompt], observed=num_prompt
+    )
     keep = torch.zeros(1, 1, num_prompt, dtype=torch.bool)
     keep[..., kept] = True
     choice = Choice((policy,), torch.zeros(1, 1, dtype=torch.int64), keep)
@@ -48,6 +50,20 @@ def test_kept_tokens_with_their_attention() -> None:
 def test_full_head_takes_later_tokens() -> None:
     positions, _ = copy_one(Full(), list(range(40)), torch.ones(40), later=50)
     assert positions == list(range(90))
+
+
+def test_partly_kept_head_that_appends_takes_all_later_tokens() -> None:
+    """Its two kept tokens fill no page, and 50 more are beyond that page: nothing goes."""
+    policy = Important(total=2, recent=1, sinks=0, keep_generated=True)
+    positions, _ = copy_one(policy, [7, 39], torch.ones(40), later=50)
+    assert positions == [7, *range(39, 90)]
+
+
+def test_partly_kept_head_that_replaces_stays_within_its_pages() -> None:
+    policy = Important(total=2, recent=1, sinks=0, keep_generated=False)
+    positions, _ = copy_one(policy, [7, 39], torch.ones(40), later=50)
+    assert len(positions) == S
+    assert positions[-1] == 89
 
 
 def test_later_tokens_enter_with_average_attention() -> None:

@@ -191,7 +191,7 @@ def test_everything_is_shown(whole: str) -> None:
         "Policy of every head",
         "What every layer kept",
         "Memory over generation",
-        "KL by kind of text",
+        "Divergence by kind of text",
         "Retrieval by prompt length",
         "Benchmark accuracy",
     ]
@@ -249,7 +249,7 @@ def test_nothing_measured_is_still_a_page(tmp_path: Path) -> None:
                 "Divergence against memory",
                 "Likelihood of real text against memory",
                 "Divergence over the continuation",
-                "KL by kind of text",
+                "Divergence by kind of text",
             },
         ),
         (
@@ -275,7 +275,7 @@ def test_plots_appear_with_their_data(results: Results, headings: set[str], tmp_
 def test_reference_alone_leaves_no_empty_frames(tmp_path: Path) -> None:
     full = [row for row in divergence() if row.method == "full"]
     page = Page(written(Results(divergence=full), tmp_path))
-    assert page.headings == ["Summary", "KL by kind of text"]
+    assert page.headings == ["Summary", "Divergence by kind of text"]
     assert not page.tags["svg"]
 
 

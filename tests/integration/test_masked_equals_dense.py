@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from fastgen_vllm.config import FastGenConfig, PaperOptions
+from fastgen_vllm.config import CoverageOptions, FastGenConfig, PaperOptions
 from fastgen_vllm.geometry import CacheGeometry
-from fastgen_vllm.lifecycle import observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.request import RequestOptions
 from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
@@ -31,8 +31,24 @@ CONFIGS = {
     "coverage": FastGenConfig(policy="coverage", recovery=0.7, observe=64, force=True),
     "max": FastGenConfig(policy="coverage", recovery=0.8, observe=32, force=True, pool="max"),
     "min": FastGenConfig(policy="coverage", recovery=0.6, observe=32, force=True, pool="min"),
+    "share": FastGenConfig(
+        policy="coverage", keep=0.3, observe=64, force=True, coverage=CoverageOptions(recent=0.2)
+    ),
+    "generated": FastGenConfig(
+        policy="coverage",
+        recovery=0.7,
+        observe=64,
+        force=True,
+        coverage=CoverageOptions(generated="keep"),
+    ),
+    "share-generated": FastGenConfig(
+        policy="coverage",
+        keep=0.3,
+        observe=64,
+        force=True,
+        coverage=CoverageOptions(recent=0.2, generated="keep"),
+    ),
 }
-
 
 #: Share of kept positions that may differ: tokens whose attention differs by rounding only.
 TIES = 0.002
@@ -56,8 +72,12 @@ def compare(
     max_tokens: int,
     tolerance: float,
     **options: Any,
-) -> float:
-    """Run the engine, feed its tokens to the oracle, compare; return the kept share."""
+) -> tuple[CompactionPlan, list[list[list[int]]]]:
+    """Run the engine, feed its tokens to the oracle, compare.
+
+    Returns:
+        The plan, and the positions that the engine's heads held near the end.
+    """
     engine = Engine(engine_config(model, config, **options))
     first_kept: list[list[list[int]]] = []
     last_kept: list[list[list[int]]] = []
@@ -80,7 +100,13 @@ def compare(
     num_observed = observed_queries(config, len(prompt))
     logprobs = oracle.prefill(prompt, num_observed, config.pool)
     token_class = table[torch.tensor(prompt)]
-    profile = PromptProfile(oracle.attention, token_class, num_observed)
+    profile = PromptProfile(
+        attention=oracle.attention,
+        energy=oracle.energy,
+        value_norm=oracle.value_norm,
+        token_class=token_class,
+        num_observed=num_observed,
+    )
     geometry = CacheGeometry(
         oracle.num_layers,
         oracle.num_kv_heads,
@@ -101,33 +127,59 @@ def compare(
             assert difference(first_kept, oracle.kept_positions()) <= TIES
         if step == len(result.tokens) - 3:
             assert difference(last_kept, oracle.kept_positions()) <= TIES
-    return plan.kept_share
+    return plan, last_kept
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2", "tiny_mha"])
-def test_random_model(name: str, model: str, request: pytest.FixtureRequest) -> None:
+def run_tiny(
+    name: str, model: Path, max_tokens: int = 90
+) -> tuple[CompactionPlan, list[list[list[int]]]]:
+    """Compare on a random model with a prompt of 203 tokens."""
     (prompt,) = random_prompts([203])
-    share = compare(
-        request.getfixturevalue(model),
+    return compare(
+        model,
         CONFIGS[name],
         prompt,
-        max_tokens=90,
+        max_tokens=max_tokens,
         tolerance=2e-3,
         skip_tokenizer_init=True,
         max_model_len=512,
         kv_cache_memory_bytes=2**22,
     )
-    assert share < 1.0, "nothing was freed: the test compares nothing"
 
 
-@pytest.mark.parametrize("name", ["paper", "coverage"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2", "tiny_mha"])
+def test_random_model(name: str, model: str, request: pytest.FixtureRequest) -> None:
+    plan, _ = run_tiny(name, request.getfixturevalue(model))
+    assert plan.kept_share < 1.0, "nothing was freed: the test compares nothing"
+
+
+@pytest.mark.parametrize("name", ["generated", "share-generated"])
+def test_generated_tokens_stay_in_partly_kept_heads(name: str, tiny_llama: Path) -> None:
+    """For nine pages, and heads that were full at different times."""
+    plan, kept = run_tiny(name, tiny_llama, max_tokens=300)
+    counts = plan.choice.keep.sum(-1)
+    assert plan.stream.growing().all()
+    assert not plan.choice.keep.all(-1).any(), "a head is kept whole"
+    assert len(set((counts % BLOCK_SIZE).flatten().tolist())) > 1, "all heads grow at once"
+    lengths = {
+        len(head) - int(n)
+        for row, ns in zip(kept, counts, strict=True)
+        for head, n in zip(row, ns, strict=True)
+    }
+    assert len(lengths) == 1 and lengths.pop() >= 290
+    for head in (head for row in kept for head in row):
+        generated = [position for position in head if position >= 203]
+        assert generated == list(range(203, 203 + len(generated)))
+
+
+@pytest.mark.parametrize("name", ["paper", "coverage", "generated"])
 def test_real_model(name: str, default_model: Path) -> None:
     text = Path(torch.__file__).parent.joinpath("functional.py").read_text()
     tokenizer = AutoTokenizer.from_pretrained(default_model)
     chat = [{"role": "user", "content": f"What does this do?\n{text[2000:4400]}"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    share = compare(
+    plan, _ = compare(
         default_model,
         CONFIGS[name],
         prompt,
@@ -135,4 +187,4 @@ def test_real_model(name: str, default_model: Path) -> None:
         tolerance=5e-3,
         max_model_len=2048,
     )
-    assert share < 0.9
+    assert plan.kept_share < 0.9

@@ -25,6 +25,13 @@ OPTIONS: dict[str, Any] = dict(
     kv_cache_memory_bytes=40 * BLOCK_BYTES,
 )
 PARAMS: dict[str, Any] = dict(detokenize=False)
+EXTRAS = [
+    None,
+    {"fastgen": "off"},
+    {"fastgen_policy": "paper"},
+    {"fastgen_generated": "keep"},
+    {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
+]
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
@@ -46,7 +53,7 @@ def test_storm(engine: Engine) -> None:
     prompts = random_prompts(lengths * 8, seed=5)
     alive: list[str] = []
     for prompt in prompts:
-        extra = dice.choice([None, {"fastgen": "off"}, {"fastgen_policy": "paper"}])
+        extra = dice.choice(EXTRAS)
         alive.append(engine.add(prompt, max_tokens=dice.randint(1, 60), extra_args=extra, **PARAMS))
         for _ in range(dice.randint(0, 4)):
             engine.step()

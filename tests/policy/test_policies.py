@@ -5,19 +5,10 @@ import math
 import pytest
 import torch
 
-from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import StoreRule, TokenClass
-from fastgen_vllm.policy import (
-    Coverage,
-    Frequent,
-    Full,
-    Ladder,
-    Local,
-    Punctuation,
-    Special,
-    selector_for,
-)
+from fastgen_vllm.policy import Frequent, Full, Ladder, Local, Punctuation, Special
 from fastgen_vllm.profile import PromptProfile
+from tests.profiles import make_profile
 
 
 def profile_of(rows: list[list[float]], classes: str = "", observed: int = 1) -> PromptProfile:
@@ -26,7 +17,7 @@ def profile_of(rows: list[list[float]], classes: str = "", observed: int = 1) ->
     codes = {"s": TokenClass.SPECIAL, "p": TokenClass.PUNCTUATION, ".": TokenClass.PLAIN}
     letters = classes or "." * attention.shape[-1]
     token_class = torch.tensor([codes[letter] for letter in letters], dtype=torch.int32)
-    return PromptProfile(attention, token_class, observed)
+    return make_profile(attention, token_class=token_class, observed=observed)
 
 
 def positions(keep: torch.Tensor) -> list[int]:
@@ -86,50 +77,9 @@ def test_ladder_goes_by_kept_tokens_not_by_order() -> None:
     assert choice.index.tolist() == [[1]]
 
 
-def test_ladder_with_recovery_one_keeps_everything() -> None:
-    attention = torch.rand(2, 3, 40)
-    profile = PromptProfile(attention, torch.zeros(40, dtype=torch.int32), 40)
-    choice = selector_for(FastGenConfig(policy="paper")).choose(profile, 1.0)
-    assert choice.keep.all()
-    assert choice.counts()["full"] == 6
-
-
 def test_ladder_must_end_with_full() -> None:
     with pytest.raises(ValueError, match="last rung"):
         Ladder((Special(),))
-
-
-def test_coverage_budget_follows_the_head() -> None:
-    focused = [10.0] + [0.0] * 9
-    spread = [1.0] * 10
-    coverage = Coverage(recent=0.1, sinks=0)
-    choice = coverage.choose(profile_of([focused, spread]), recovery=0.75)
-    counts = choice.keep[0].sum(-1).tolist()
-    # Wanted: 1.5 of 2. Always kept: token 9 (0 + 0.1). Then 1.0 and four times 0.1.
-    assert counts == [2, 5]
-    mass = (profile_of([focused, spread]).mass * choice.keep).sum()
-    assert mass >= 1.5 - 1e-6
-
-
-def test_coverage_is_the_smallest_set_for_its_recovery() -> None:
-    generator = torch.Generator().manual_seed(0)
-    attention = torch.rand(2, 2, 60, generator=generator) ** 8
-    profile = PromptProfile(attention, torch.zeros(60, dtype=torch.int32), 60)
-    coverage = Coverage(recent=0.1, sinks=2)
-    for recovery in (0.3, 0.8, 0.99):
-        keep = coverage.choose(profile, recovery).keep
-        held = float((profile.mass * keep).sum())
-        assert held >= recovery * 4 - 1e-4
-        chosen = keep & ~coverage.keep(profile)
-        if chosen.any():
-            lightest = float(profile.mass[chosen].min())
-            assert held - lightest < recovery * 4 + 1e-4, "one token fewer would do"
-            assert lightest >= float(profile.mass[~keep].max()) - 1e-9
-
-
-def test_coverage_of_everything_is_full() -> None:
-    choice = Coverage(0.1, 0).choose(profile_of([[1.0] * 10, [1.0] * 10]), recovery=1.0)
-    assert choice.counts() == {"coverage": 0, "full": 2}
 
 
 def test_mass_of_max_pooling_is_normalised() -> None:
@@ -137,12 +87,3 @@ def test_mass_of_max_pooling_is_normalised() -> None:
     profile = profile_of([[1.5, 0.5, 0.5]])
     assert math.isclose(float(profile.mass.sum()), 1.0, rel_tol=1e-6)
     assert float(profile.recovery(torch.tensor([True, False, False]))) == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize("policy", ["paper", "coverage", "full"])
-@pytest.mark.parametrize("length", [1, 2, 31, 33])
-def test_every_selector_takes_short_prompts(policy: str, length: int) -> None:
-    profile = PromptProfile(torch.rand(1, 2, length), torch.zeros(length, dtype=torch.int32), 1)
-    keep = selector_for(FastGenConfig(), policy).choose(profile, 0.9).keep  # type: ignore[arg-type]
-    assert keep.shape == (1, 2, length)
-    assert bool(keep.any())

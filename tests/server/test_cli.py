@@ -42,7 +42,16 @@ def test_serve_help_tells_all_of_ours(
     text = capsys.readouterr().out
     for word in ["127.0.0.1", "1 GiB", "--help=all", MODEL_NAME, "off", *preset_names()]:
         assert word in text
-    for option in ["policy", "recovery_norm", "paper.local", "coverage.sinks", "unsupported"]:
+    for option in [
+        "policy",
+        "recovery_norm",
+        "keep",
+        "paper.local",
+        "paper.without",
+        "coverage.sinks",
+        "coverage.generated",
+        "unsupported",
+    ]:
         assert f"\n  {option} " in text
 
 
@@ -74,6 +83,11 @@ def test_bad_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_bad_single_option(capsys: pytest.CaptureFixture[str]) -> None:
     message = error_of(capsys, "--additional-config.fastgen.recovery", "7")
     assert "recovery=7" in message
+
+
+def test_keep_with_another_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--fastgen", "paper", "--additional-config.fastgen.keep", "0.3"]
+    assert "keep=0.3: Value error, needs policy coverage" in error_of(capsys, *flags)
 
 
 @pytest.mark.parametrize("flag", ["--worker-cls", "--scheduler-cls"])

@@ -1,6 +1,7 @@
 """A real server, spoken to over HTTP with the `openai` client."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -94,8 +95,7 @@ def chat(client: openai.OpenAI, prompt: str = LONG, **extra: object) -> str:
 
 def test_start_line(server: Server) -> None:
     (line,) = [row for row in server.log.read_text().splitlines() if "FastGen is on" in row]
-    for fact in ("preset balanced", "coverage", "recovery 0.95", "observed queries 256"):
-        assert fact in line
+    assert re.search(r"preset balanced, policy \w+, (recovery|keep) [\d.]+, observed queries", line)
     for fact in ("kernels fastgen/", "page 32 slots", "blocks", "pages"):
         assert fact in line
 
@@ -137,6 +137,8 @@ def test_completion(client: openai.OpenAI) -> None:
         {"fastgen_recovery": 0.97},
         {"fastgen_policy": "paper"},
         {"fastgen_policy": "coverage", "fastgen_recovery": 0.5},
+        {"fastgen_keep": 0.3},
+        {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
     ],
 )
 def test_per_request_options(client: openai.OpenAI, extra: dict[str, object]) -> None:
@@ -148,6 +150,9 @@ def test_per_request_options(client: openai.OpenAI, extra: dict[str, object]) ->
     [
         ({"fastgen": "sometimes"}, "fastgen"),
         ({"fastgen_recovery": 1.5}, "fastgen_recovery"),
+        ({"fastgen_keep": 0}, "fastgen_keep"),
+        ({"fastgen_keep": 0.3, "fastgen_recovery": 0.9}, "fastgen_keep"),
+        ({"fastgen_generated": "drop"}, "fastgen_generated"),
         ({"fastgen_policy": "best"}, "fastgen_policy"),
         ({"fastgen_window": 3}, "fastgen_window"),
     ],
