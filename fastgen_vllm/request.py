@@ -60,6 +60,8 @@ class RequestOptions:
             if options.policy not in (None, "coverage"):
                 raise RequestOptionError(KEEP, options.keep, f"{POLICY} must be coverage")
             options = replace(options, policy="coverage")
+        if options.generated is not None and options.policy not in (None, "coverage"):
+            raise RequestOptionError(GENERATED, options.generated, f"{POLICY} must be coverage")
         for name, value in own.items():
             known = ", ".join((ENABLED, RECOVERY, KEEP, POLICY, GENERATED))
             raise RequestOptionError(name, value, f"known are {known}")

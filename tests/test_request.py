@@ -20,11 +20,18 @@ def test_all_options() -> None:
         {
             "fastgen": "off",
             "fastgen_recovery": 0.97,
-            "fastgen_policy": "paper",
+            "fastgen_policy": "coverage",
             "fastgen_generated": "keep",
         }
     )
-    assert options == RequestOptions(enabled=False, recovery=0.97, policy="paper", generated="keep")
+    assert options == RequestOptions(
+        enabled=False, recovery=0.97, policy="coverage", generated="keep"
+    )
+
+
+def test_generated_is_of_coverage_only() -> None:
+    with pytest.raises(RequestOptionError, match=r"fastgen_generated='keep'.*must be coverage"):
+        RequestOptions.parse({"fastgen_policy": "paper", "fastgen_generated": "keep"})
 
 
 @pytest.mark.parametrize("option", ["recovery", "keep"])

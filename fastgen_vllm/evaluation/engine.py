@@ -93,7 +93,8 @@ class EvaluationEngine:
         options = EngineArgs(
             model=model,
             dtype=dtype,
-            max_model_len=max_model_len,
+            # Forced, a compacted request may need a block more than an uncompressed one.
+            max_model_len=max_model_len + DEFAULT_BLOCK_SIZE,
             max_num_seqs=max_running,
             kv_cache_memory_bytes=pool_bytes,
             enforce_eager=True,

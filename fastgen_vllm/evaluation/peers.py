@@ -17,17 +17,20 @@ INSTALL = (
     "--peers needs kvpress: run `make peers`, or `pip install --no-deps -r requirements/peers.txt`"
 )
 
+#: Remembers the scores of a press, for methods whose scores do not depend on the kept share.
+Once = Callable[[Any], Any]
+
 #: Name, and what builds the press for a compression ratio. ExpectedAttention takes the epsilon
 #: that kvpress recommends below AdaKV, where values of all heads are compared.
-_PRESSES: dict[str, Callable[[Any, float], Any]] = {
-    "StreamingLLM": lambda k, ratio: k.StreamingLLMPress(ratio),
-    "SnapKV": lambda k, ratio: k.SnapKVPress(ratio),
-    "TOVA": lambda k, ratio: k.TOVAPress(ratio),
-    "KeyDiff": lambda k, ratio: k.KeyDiffPress(ratio),
-    "ExpectedAttention": lambda k, ratio: k.ExpectedAttentionPress(ratio),
-    "AdaKV SnapKV": lambda k, ratio: k.AdaKVPress(k.SnapKVPress(ratio)),
-    "AdaKV ExpectedAttention": lambda k, ratio: k.AdaKVPress(
-        k.ExpectedAttentionPress(ratio, epsilon=1e-2)
+_PRESSES: dict[str, Callable[[Any, float, Once], Any]] = {
+    "StreamingLLM": lambda k, ratio, once: k.StreamingLLMPress(ratio),
+    "SnapKV": lambda k, ratio, once: once(k.SnapKVPress(ratio)),
+    "TOVA": lambda k, ratio, once: once(k.TOVAPress(ratio)),
+    "KeyDiff": lambda k, ratio, once: once(k.KeyDiffPress(ratio)),
+    "ExpectedAttention": lambda k, ratio, once: once(k.ExpectedAttentionPress(ratio)),
+    "AdaKV SnapKV": lambda k, ratio, once: k.AdaKVPress(once(k.SnapKVPress(ratio))),
+    "AdaKV ExpectedAttention": lambda k, ratio, once: k.AdaKVPress(
+        once(k.ExpectedAttentionPress(ratio, epsilon=1e-2))
     ),
 }
 PEERS = tuple(_PRESSES)
@@ -46,15 +49,34 @@ def require_kvpress() -> Any:
     return kvpress
 
 
-def compress(name: str, keep: float, model: Any, prefill: Prefill) -> list[list[Head]]:
+def compress(
+    name: str,
+    keep: float,
+    model: Any,
+    prefill: Prefill,
+    scores: dict[tuple[str, Any], Tensor] | None = None,
+) -> list[list[Head]]:
     """Return what one method keeps of a prompt, ``[L][H]``.
 
     Args:
         name: one of :data:`PEERS`.
         keep: kept share, in (0, 1).
         model: the transformers model that ran the prefill.
+        scores: given to all calls for one prompt, spares scoring it anew for every kept share.
     """
-    press = _PRESSES[name](require_kvpress(), 1 - keep)
+    known = {} if scores is None else scores
+
+    def once(press: Any) -> Any:
+        class ScoringOnce(type(press)):  # type: ignore[misc]
+            def score(self, module: Any, *args: Any, **kwargs: Any) -> Tensor:
+                key = (name, module)
+                if key not in known:
+                    known[key] = super().score(module, *args, **kwargs)
+                return known[key].clone()  # AdaKV writes into them
+
+        return ScoringOnce(**vars(press))
+
+    press = _PRESSES[name](require_kvpress(), 1 - keep, once)
     press.post_init_from_model(model)
     heads = []
     for layer in prefill.layers:

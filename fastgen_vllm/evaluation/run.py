@@ -117,14 +117,14 @@ def methods_of(config: FastGenConfig, settings: Settings, *, is_first: bool) -> 
     """The ways in which one engine treats every prompt; ``full`` is measured once.
 
     At a given kept share all generated tokens are kept, as kvpress keeps them, so that memory is
-    equal all along a continuation.
+    equal all along a continuation. An ablated ladder is measured at its own threshold alone.
     """
     methods = [UNCOMPRESSED] if is_first else []
     methods.append(Method(config.name))
     if config.policy == "coverage":
         for share in settings.keep:
             methods.append(Method(config.name, share, ((KEEP, share), (GENERATED, "keep"))))
-    if config.policy != "full":
+    if config.policy != "full" and not config.paper.without:
         for recovery in settings.recovery:
             methods.append(Method(f"{config.name} T={recovery:g}", None, ((RECOVERY, recovery),)))
     return methods

@@ -44,7 +44,7 @@ class Settings:
     per_kind: int = 2
     continuation: int = 128
     retrieval_lengths: tuple[int, ...] = (1024, 2048)
-    samples: int = 3
+    samples: int = 2
     retrieval: tuple[str, ...] = RETRIEVAL
     tasks: tuple[str, ...] = ()
     problems: int = 20

@@ -1,8 +1,10 @@
 """Passages and questions through the methods of kvpress."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastgen_vllm.evaluation.dense import DenseModel, Head
 from fastgen_vllm.evaluation.measure import Item, Method, answer, divergence
@@ -32,8 +34,9 @@ def measure_peers(
         forced = item.reply if isinstance(item, Question) else item.continuation
         prefill = dense.prefill(item.prompt)
         full = dense.follow(prefill, prefill.heads(), forced)
+        scores: dict[tuple[str, Any], Tensor] = {}
         for peer, share in methods:
-            heads = compress(peer, share, dense.model, prefill)
+            heads = compress(peer, share, dense.model, prefill, scores)
             compressed = dense.follow(prefill, heads, forced)
             method, kept = Method(f"kvpress {peer}", share), _kept_share(heads, len(item.prompt))
             if isinstance(item, Question):

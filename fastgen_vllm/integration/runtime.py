@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.geometry import CacheGeometry, HeadField
+from fastgen_vllm.geometry import CacheGeometry, HeadField, StoreRule
 from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.pages.size import cdiv
@@ -190,8 +190,11 @@ class FastGenRuntime:
             return None
         length = self._heads[request.lane, ..., HeadField.LENGTH]
         fixed = self._heads[request.lane, ..., HeadField.NUM_PAGES]
-        used = -(-length // self._geometry.block_size)
-        return Held(slots=int(length.sum()), pages=int(torch.maximum(used, fixed).sum()))
+        growing = self._heads[request.lane, ..., HeadField.RULE] == StoreRule.APPEND
+        grown = (-(-length // self._geometry.block_size) - fixed).clamp(min=0)
+        # Heads that append grow in step: each has as many pages more as the fullest one.
+        pages = int(fixed.sum()) + int(growing.sum()) * int(grown.max())
+        return Held(slots=int(length.sum()), pages=pages)
 
     def kept_positions(self, request_id: str, block_row: list[int]) -> list[list[list[int]]]:
         """Positions that every head of a compacted request holds now, ``[L][H]``, sorted.

@@ -23,7 +23,7 @@ from fastgen_vllm.integration.messages import CompactionOrder, StepOrders, Worke
 from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats, Uncompacted
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.lifecycle import observed_queries
-from fastgen_vllm.pages.size import StreamSize
+from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.request import RequestOptions
 
 
@@ -99,7 +99,10 @@ class PerHeadScheduling(Scheduler):
                 continue
             num_stored = request.num_computed_tokens
             saves = size.blocks(num_stored) < manager.num_blocks(request_id)
-            if not saves and not self._fastgen.force:
+            # Forced, heads with slack may come to need more than a request's row has room for.
+            longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
+            fits = size.blocks(longest) <= cdiv(self.max_model_len, self.block_size)
+            if not fits or not (saves or self._fastgen.force):
                 del self._pending[request_id]
                 self._declined.append(request_id)
                 self._uncompacted[request_id] = Uncompacted.NO_SAVING

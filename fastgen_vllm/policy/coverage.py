@@ -15,9 +15,9 @@ from fastgen_vllm.profile.prompt import PromptProfile
 class Coverage(Selector):
     """Keeps the :class:`Important` tokens, as many as wanted.
 
-    How many is either given as a share of the prompt, or found: the fewest whose recovery,
-    averaged over heads, reaches the threshold. Recent tokens are a share of what is kept, so
-    a larger budget keeps a superset of what a smaller one keeps.
+    How many is either given as a share of the prompt, or found: the fewest, to one token a
+    head, whose recovery, averaged over heads, reaches the threshold. Recent tokens are a
+    share of what is kept, so a budget of more tokens a head keeps a superset.
 
     Attributes:
         recent: share of the kept tokens that are the most recent, in [0, 1].

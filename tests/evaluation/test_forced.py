@@ -21,8 +21,8 @@ OFF = ((ENABLED, "off"),)
 #: Prompt tokens and generated ones. More jobs than run at once, and none ends with another.
 MIXED = [(70, 11), (45, 2), (100, 30), (33, 1), (64, 17), (90, 23), (50, 5), (80, 14)]
 FREE = {"2", "5"}  # generate what they like
-#: Prompt and generated tokens of jobs that together need twice the small pool.
-HUNGRY = [(120, 100), (110, 90), (130, 80), (125, 95)]
+#: Prompt and generated tokens of jobs that the small pool has room for only at their start.
+HUNGRY = [(120, 40), (110, 36), (125, 30), (123, 34)]
 ROOMY_BLOCKS, SMALL_BLOCKS, RUNNING = 200, 18, 4
 
 

@@ -32,6 +32,10 @@ class WatchedEngine(EvaluationEngine):
         self._stock_step = self._llm.step
         self._llm.step = self._noting_step
 
+    def close(self) -> None:
+        del self._stock_step  # it would keep vLLM's engine alive, and its process groups
+        super().close()
+
     def _noting_step(self) -> list[RequestOutput]:
         outputs = self._stock_step()
         for output in outputs:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vllm.exceptions import VLLMValidationError
 
-from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 
@@ -154,3 +154,27 @@ def test_shared_blocks_leave_no_room(tiny_llama: Path) -> None:
         assert engine.stats.uncompacted == {"off": 2, "no_room": 1}
     finally:
         engine.close()
+
+
+def test_a_stream_that_outgrows_the_longest_row_is_declined(tiny_llama: Path) -> None:
+    """Forced, partly kept heads that append may need a block more than `max_model_len` has."""
+    fastgen = FastGenConfig(
+        policy="coverage",
+        keep=0.8,
+        observe=64,
+        force=True,
+        coverage=CoverageOptions(recent=0.2, generated="keep"),
+    )
+    (prompt,) = random_prompts([122], seed=12)
+    compactions = []
+    for longest in (128, 512):
+        engine = Engine(
+            engine_config(tiny_llama, fastgen, **(OPTIONS | {"max_model_len": longest}))
+        )
+        try:
+            engine.add(prompt, max_tokens=6, **PARAMS)
+            engine.run()
+            compactions.append(engine.stats.compactions)
+        finally:
+            engine.close()
+    assert compactions == [0, 1]

@@ -147,6 +147,17 @@ def test_all_full_needs_what_stock_needs() -> None:
             assert plan.size.blocks(length) == -(-length // S)
 
 
+@pytest.mark.parametrize("num_tokens", [95, 96, 97, 200, 333])
+def test_a_plan_that_saves_a_block_never_needs_more_than_stock(num_tokens: int) -> None:
+    """Even if all its heads grow before stock needs a block: so rows of the block table suffice."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    kept = torch.randint(1, num_tokens - S, (3, 4), generator=generator)
+    plan = plan_of(kept, torch.full_like(kept, APPENDING), num_tokens)
+    assert plan.size.blocks(num_tokens) < -(-num_tokens // S)
+    for length in range(num_tokens, num_tokens + 5 * S):
+        assert plan.size.blocks(length) <= -(-length // S)
+
+
 def test_size_by_hand() -> None:
     size = StreamSize(fixed_pages=10, num_growing=3, room=70, pages_per_block=6, block_size=S)
     lengths = (1, 70, 71, 102, 103)

@@ -128,7 +128,7 @@ def test_share_is_exact_unless_fixed_tokens_need_more(
     layers, heads, num_tokens = shape
     recent, sinks = fixed
     keep = Coverage(recent, sinks, share=share).choose(random_profile(*shape, seed), 0.5).keep
-    wanted = round(share * layers * heads * num_tokens)
+    wanted = round(share * (layers * heads * num_tokens))
     num_recent = max(1, math.ceil(recent * wanted / (layers * heads)))
     needed = layers * heads * min(num_tokens, sinks + num_recent)
     assert int(keep.sum()) == max(wanted, needed)
