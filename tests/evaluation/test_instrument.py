@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div, nll_loss
 
 from fastgen_vllm.evaluation.dense import DenseModel, Prefill
 from fastgen_vllm.evaluation.engine import Job, Outcome
@@ -159,22 +160,24 @@ def test_divergence_is_that_of_the_dense_run(
     prompt, continuation = tokens_of(length)
     outcome, full, prefill = outcomes[length, mode], outcomes[length, "off"], prefills[length]
     assert outcome.log_probabilities is not None and full.log_probabilities is not None
-    passage, method = Passage("text", "random", prompt, continuation), Method(mode)
-    share = outcome.kept_share
-    ours = divergence(method, passage, share, full.log_probabilities, outcome.log_probabilities)
-    theirs = divergence(
-        method,
-        passage,
-        share,
-        dense.follow(prefill, prefill.heads(), continuation),
-        dense.follow(prefill, prefill.heads(outcome.kept), continuation),
+    passage = Passage("text", "random", prompt, continuation)
+    row = divergence(
+        Method(mode), passage, outcome.kept_share, full.log_probabilities, outcome.log_probabilities
     )
-    assert ours.kl == pytest.approx(theirs.kl, abs=KL_CLOSE)
-    assert ours.nll == pytest.approx(theirs.nll, abs=NLL_CLOSE)
-    assert ours.full_nll == pytest.approx(theirs.full_nll, abs=NLL_CLOSE)
-    assert ours.agree == theirs.agree
-    mean = sum(ours.kl) / len(ours.kl)
+    dense_full = dense.follow(prefill, prefill.heads(), continuation)
+    dense_kept = dense.follow(prefill, prefill.heads(outcome.kept), continuation)
+    kl = kl_div(dense_kept, dense_full, reduction="none", log_target=True).sum(-1)
+    target = torch.tensor(continuation)
+    assert row.kl == pytest.approx(kl.tolist(), abs=KL_CLOSE)
+    assert row.nll == pytest.approx(nll_of(dense_kept, target), abs=NLL_CLOSE)
+    assert row.full_nll == pytest.approx(nll_of(dense_full, target), abs=NLL_CLOSE)
+    assert row.agree == (dense_full.argmax(-1) == dense_kept.argmax(-1)).tolist()
+    mean = sum(row.kl) / len(row.kl)
     assert mean < KL_CLOSE if mode == "keep 1" else mean > 0.1
+
+
+def nll_of(log_probabilities: Tensor, target: Tensor) -> list[float]:
+    return nll_loss(log_probabilities, target, reduction="none").tolist()
 
 
 @pytest.mark.parametrize("length", LENGTHS)
