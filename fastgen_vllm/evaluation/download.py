@@ -3,9 +3,9 @@
 import hashlib
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from fastgen_vllm.models.embedded import default_cache_dir
 
@@ -44,7 +44,7 @@ def fetch(download: Download) -> bytes:
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
                 content: bytes = answer.read()
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, HTTPException) as error:
             problems.append(f"{url}: {error}")
             continue
         if _sha256(content) == download.sha256:

@@ -148,6 +148,19 @@ def test_methods_leave_no_trace(
     assert torch.equal(again.last, prefill.last)
 
 
+def test_scores_may_be_shared(dense: DenseModel, prefill: Prefill) -> None:
+    """By all methods and kept shares of one prompt, as the evaluation does."""
+    scores: dict[tuple[str, Any], Tensor] = {}
+    for peer in PEERS:
+        for keep in (0.9, 0.1, 0.5):
+            shared = compress(peer, keep, dense.model, prefill, scores)
+            anew = compress(peer, keep, dense.model, prefill)
+            for layer, other in zip(shared, anew, strict=True):
+                for head, same in zip(layer, other, strict=True):
+                    assert torch.equal(head.keys, same.keys)
+    assert scores
+
+
 @pytest.mark.parametrize("peer", PEERS)
 def test_decoding_equals_that_of_kvpress(
     peer: str, dense: DenseModel, prefill: Prefill, text: tuple[list[int], list[int]]

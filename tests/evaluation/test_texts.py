@@ -380,7 +380,6 @@ def test_every_address_is_told(site: ThreadingHTTPServer, file: Download, tmp_pa
     assert cache(tmp_path) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="http.client.IncompleteRead is not an OSError")
 def test_a_connection_that_breaks_is_one_of_the_problems(
     site: ThreadingHTTPServer, file: Download
 ) -> None:
