@@ -105,8 +105,13 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
-def load_config(source: str) -> FastGenConfig:
+def load_config(source: str, option: str = "--fastgen", other: str = "off, ") -> FastGenConfig:
     """Read a preset by name or a YAML file by path.
+
+    Args:
+        source: the preset's name, or the path.
+        option: how the user gave it, for messages.
+        other: what the option takes beside presets and files, for messages.
 
     Raises:
         ValueError: no such preset or file, not YAML, or an option out of range; the
@@ -115,15 +120,15 @@ def load_config(source: str) -> FastGenConfig:
     path = PRESET_DIR / f"{source}.yaml" if source in preset_names() else Path(source)
     if not path.is_file():
         raise ValueError(
-            f"--fastgen {source}: no such preset or file. Use one of "
-            f"{', '.join(preset_names())}, off, or a path to a YAML file."
+            f"{option} {source}: no such preset or file. Use one of "
+            f"{', '.join(preset_names())}, {other}or a path to a YAML file."
         )
     try:
         options = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ValueError(f"--fastgen {source}: {path} is not valid YAML: {error}") from error
+        raise ValueError(f"{option} {source}: {path} is not valid YAML: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"--fastgen {source}: {path} must hold 'option: value' lines.")
+        raise ValueError(f"{option} {source}: {path} must hold 'option: value' lines.")
     return parse_config({"name": path.stem, **options})
 
 

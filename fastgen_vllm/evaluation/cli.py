@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     args = parser().parse_args(list(arguments))
-    parts_path = args.json.with_name(f"{args.json.name}.parts")
+    parts_path = args.json.parent / f"{args.json.name}.parts"
     try:
         return _run(settings_of(args), args.json, parts_path, resume=args.resume)
     except ValueError as error:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED, parts_path)
     except Exception as error:
-        log = args.json.with_name(f"{args.json.name}.error.txt")
+        log = args.json.parent / f"{args.json.name}.error.txt"
         log.write_text(traceback.format_exc(), "utf-8")
         return _fail(f"{type(error).__name__}: {error} (details in {log})", 1, parts_path)
 
@@ -89,15 +89,18 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool) -> int:
     if not json_path.parent.is_dir():
         raise ValueError(f"--json {json_path}: there is no directory {json_path.parent}.")
-    parts = PartsFile(parts_path, settings.asked(), resume=resume)
+    if json_path.suffix == ".html" or json_path.is_dir():
+        raise ValueError(f"--json {json_path}: name a file, such as out.json, not the report.")
     _quieten()
 
     from tqdm import tqdm
 
     from fastgen_vllm.evaluation.report import write_report
-    from fastgen_vllm.evaluation.run import evaluate
+    from fastgen_vllm.evaluation.run import evaluate, plan
     from fastgen_vllm.evaluation.statistics import summarize, table
 
+    planned = plan(settings)
+    parts = PartsFile(parts_path, settings.asked(), resume=resume)
     with tqdm(unit="part", dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int, group: str) -> None:
@@ -106,7 +109,7 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
             bar.update(done - bar.n)
             bar.refresh()
 
-        results = evaluate(settings, parts, progress)
+        results = evaluate(planned, parts, progress)
     html_path = json_path.with_suffix(".html")
     json_path.write_text(results.model_dump_json(indent=1), "utf-8")
     write_report(results, html_path)

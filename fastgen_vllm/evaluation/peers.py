@@ -14,7 +14,7 @@ from torch import Tensor
 from fastgen_vllm.evaluation.dense import Head, Prefill
 
 INSTALL = (
-    "--peers needs kvpress: run `make peers`, or `pip install --no-deps -r requirements/peers.txt`"
+    "--peers needs kvpress: run `make setup`, or `pip install --no-deps -r requirements/peers.txt`"
 )
 
 #: Remembers the scores of a press, for methods whose scores do not depend on the kept share.

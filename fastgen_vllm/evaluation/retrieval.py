@@ -153,7 +153,7 @@ def _question(
     lead, value = tokenize(tokenizer, puzzle.lead), tokenize(tokenizer, f" {puzzle.value}")
     room = length - len(dialogue.before) - len(asked) - sum(map(len, facts))
     if room < length // 2:
-        raise ValueError(f"--lengths {length}: too short for retrieval task {task!r}.")
+        raise ValueError(f"--retrieval-lengths {length}: too short for retrieval task {task!r}.")
     text = cut(documents, tokenizer, room, dice, "retrieval")
     places = sorted(dice.randrange(room + 1) for _ in facts)
     prompt = list(dialogue.before)

@@ -1,6 +1,7 @@
 """One evaluation: every part on the real engine, then the peers, then one set of results."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from fastgen_vllm.config import FastGenConfig, Rung, load_config
@@ -20,19 +21,42 @@ Progress = Callable[[int, int, str], None]
 _PEERS = "kvpress"
 
 
-def evaluate(settings: Settings, parts: PartsFile, progress: Progress) -> Results:
-    """Measure everything that is not in ``parts`` yet, and return all results.
+@dataclass(frozen=True)
+class Plan:
+    """Everything that an evaluation will do, found to be possible."""
+
+    settings: Settings
+    model: str
+    tokenizer: Any
+    configs: list[FastGenConfig]  # one engine each
+    items: list[Item]
+
+
+def plan(settings: Settings) -> Plan:
+    """Look at everything that a mistake can be in, before anything is measured.
 
     Raises:
         ValueError: an option that cannot be satisfied; names it and what to do.
-        OSError: a part could not be written.
     """
     from transformers import AutoTokenizer
 
+    configs = configs_of(settings)
+    if settings.peers:
+        from fastgen_vllm.evaluation.peers import require_kvpress
+
+        require_kvpress()
     model = settings.model or str(ensure_default_model())
     tokenizer = AutoTokenizer.from_pretrained(model)
-    items = list(make_items(settings, tokenizer))
-    configs = configs_of(settings)
+    return Plan(settings, model, tokenizer, configs, list(make_items(settings, tokenizer)))
+
+
+def evaluate(plan: Plan, parts: PartsFile, progress: Progress) -> Results:
+    """Measure everything that is not in ``parts`` yet, and return all results.
+
+    Raises:
+        OSError: a part could not be written.
+    """
+    settings, configs, items = plan.settings, plan.configs, plan.items
     order = [_part(config.name, item) for config in configs for item in items]
     answerable = [item for item in items if not isinstance(item, tasks.Problem)]
     if settings.peers:
@@ -46,7 +70,9 @@ def evaluate(settings: Settings, parts: PartsFile, progress: Progress) -> Result
 
         methods = methods_of(config, settings, is_first=number == 0)
         progress(len(parts), len(order), config.name)
-        for item, rows in measure_on_engine(model, tokenizer, config, methods, left, settings):
+        for item, rows in measure_on_engine(
+            plan.model, plan.tokenizer, config, methods, left, settings
+        ):
             parts.add(_part(config.name, item), rows)
             progress(len(parts), len(order), config.name)
     left = [item for item in answerable if settings.peers and _part(_PEERS, item) not in parts]
@@ -54,7 +80,7 @@ def evaluate(settings: Settings, parts: PartsFile, progress: Progress) -> Result
         from fastgen_vllm.evaluation.theirs import measure_peers
 
         progress(len(parts), len(order), _PEERS)
-        for item, rows in measure_peers(model, left, settings):
+        for item, rows in measure_peers(plan.model, left, settings):
             parts.add(_part(_PEERS, item), rows)
             progress(len(parts), len(order), _PEERS)
     return parts.results(facts(settings), order)
@@ -98,7 +124,7 @@ def configs_of(settings: Settings) -> list[FastGenConfig]:
     Raises:
         ValueError: a preset cannot be read, or two have one name.
     """
-    configs = [load_config(preset) for preset in settings.presets]
+    configs = [load_config(preset, "--preset", "") for preset in settings.presets]
     if settings.ablation:
         paper = [config for config in configs if config.policy == "paper"]
         if not paper:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastgen_vllm.evaluation import forced
 from fastgen_vllm.evaluation.engine import Job, Outcome
-from fastgen_vllm.request import ENABLED
+from fastgen_vllm.request import ENABLED, GENERATED, KEEP
 from tests.evaluation.watched import WatchedEngine
 from tests.integration.tiny import VOCAB, random_prompts
 
@@ -48,6 +48,7 @@ class Seen(NamedTuple):
     roomy: dict[str, Outcome]
     crowded: dict[str, Outcome]
     preemptions: dict[str, int]
+    refusal: str  # of compressed jobs in the small pool
 
 
 def mixed_jobs() -> list[Job]:
@@ -103,9 +104,11 @@ def seen(tiny_base: Path) -> Seen:
         try:
             crowded = by_name(engine.run(hungry_jobs(OFF)))
             preemptions = dict(engine.preemptions)
+            with pytest.raises(ValueError) as refused:
+                engine.run(hungry_jobs(((KEEP, 0.95), (GENERATED, "keep"))))
         finally:
             engine.close()
-    return Seen(together, alone, num_moves, roomy, crowded, preemptions)
+    return Seen(together, alone, num_moves, roomy, crowded, preemptions, str(refused.value))
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -167,3 +170,8 @@ def test_preempted_requests_lose_nothing(job: Job, seen: Seen) -> None:
     assert crowded.log_probabilities is not None and job.forced is not None
     assert crowded.log_probabilities.shape == (len(job.forced), VOCAB)
     assert same(crowded, roomy)
+
+
+def test_compressed_requests_without_room_are_refused(seen: Seen) -> None:
+    """Preempted, they would prefill forced tokens uncompressed: another thing than is measured."""
+    assert seen.refusal == "--pool-gib: too small, requests wait for room; give more."

@@ -184,7 +184,6 @@ def test_a_file_without_its_first_line_is_refused(path: Path, content: str) -> N
 
 
 @pytest.mark.parametrize("line", ["not json", '{"part": "b", "rows": {"divergence": [{}]}}'])
-@pytest.mark.xfail(strict=True, reason="the message is the JSON parser's, and names no file")
 def test_a_damaged_file_is_named(path: Path, line: str) -> None:
     PartsFile(path, ASKED, resume=False).add("a", rows("a"))
     with path.open("a") as file:
@@ -258,7 +257,6 @@ def test_a_full_disk_costs_the_part_at_hand(path: Path) -> None:
     assert texts == order
 
 
-@pytest.mark.xfail(strict=True, reason="the file is emptied first and then written as a whole")
 def test_dropping_a_torn_line_writes_nothing_anew(path: Path) -> None:
     """On a disk that is still full it would cost the other parts as well."""
     fill(path, 5000)

@@ -156,7 +156,6 @@ def test_a_length_without_room_for_text_is_refused(tokenizer: Any) -> None:
         ask("keys", tokenizer, 120)
 
 
-@pytest.mark.xfail(strict=True, reason="the message names --lengths, which is another option")
 def test_the_refusal_names_the_option() -> None:
     with pytest.raises(ValueError, match=r"^--retrieval-lengths 120: too short"):
         ask("keys", TOKENIZERS["base"], 120)
