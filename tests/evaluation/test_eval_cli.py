@@ -53,7 +53,10 @@ class Run:
 
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start the command in a session of its own, as a terminal does."""
+    """Start the command in a session of its own, with Ctrl-C at work, as a terminal does.
+
+    Tests that run in the background have it ignored, and would hand that on.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "fastgen_vllm", "eval", *arguments],
         stdout=subprocess.PIPE,
@@ -62,6 +65,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
