@@ -44,6 +44,11 @@ class Job:
     forced: list[int] | None = None
     max_tokens: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Most tokens that come out."""
+        return self.max_tokens if self.forced is None else len(self.forced)
+
 
 @dataclass
 class Outcome:
@@ -153,10 +158,9 @@ class EvaluationEngine:
         arguments = dict(job.arguments)
         if job.forced is not None:
             arguments |= {FORCED_TOKENS: job.forced, RECORD_AS: job.name}
-        count = job.max_tokens if job.forced is None else len(job.forced)
         params = SamplingParams(
             temperature=0.0,
-            max_tokens=count,
+            max_tokens=job.num_tokens,
             ignore_eos=job.forced is not None,
             extra_args=arguments,
         )
@@ -200,8 +204,7 @@ class EvaluationEngine:
         if request is None or held is None:
             return
         generated = request.num_output_tokens
-        total = outcome.job.max_tokens if outcome.job.forced is None else len(outcome.job.forced)
-        step = max(1, total // (_MEMORY_POINTS - 1))
+        step = max(1, outcome.job.num_tokens // (_MEMORY_POINTS - 1))
         if outcome.memory and generated < outcome.memory[-1].generated + step:
             return
         stored = request.num_computed_tokens

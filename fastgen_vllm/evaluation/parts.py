@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fastgen_vllm.evaluation.results import Results
 
-_ROWS = ("divergence", "retrieval", "tasks", "memory", "heads")
+_ROWS = Results.model_fields.keys() - {"facts"}
 
 
 class PartsFile:

@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-RETRIEVAL = ("passkey", "keys", "variables", "counting")
-TASKS = ("gsm8k", "humaneval")
+from fastgen_vllm.evaluation import retrieval
+from fastgen_vllm.evaluation.tasks import TASKS
+
+RETRIEVAL = tuple(retrieval.TASKS)
 
 
 @dataclass(frozen=True)

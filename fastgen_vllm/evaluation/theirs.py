@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgen_vllm.evaluation.dense import DenseModel, Head
+from fastgen_vllm.evaluation.dense import DenseModel, Head, Prefill
 from fastgen_vllm.evaluation.measure import Item, Method, answer, divergence
-from fastgen_vllm.evaluation.peers import PEERS, compress, require_kvpress
+from fastgen_vllm.evaluation.peers import PEERS, compress
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.retrieval import Question
 from fastgen_vllm.evaluation.settings import Settings
@@ -21,29 +21,32 @@ def measure_peers(
     """Yield the rows of every item, as soon as they are there.
 
     One prefill of a prompt serves all methods, because they decide when it is over.
-
-    Raises:
-        ValueError: kvpress is not installed.
     """
-    require_kvpress()
     dense = DenseModel(model, getattr(torch, settings.dtype))
-    methods = [(peer, share) for peer in PEERS for share in settings.keep]
     for item in items:
         assert not isinstance(item, Problem), "peers do not generate"
         rows = Results()
-        forced = item.reply if isinstance(item, Question) else item.continuation
         prefill = dense.prefill(item.prompt)
-        full = dense.follow(prefill, prefill.heads(), forced)
-        scores: dict[tuple[str, Any], Tensor] = {}
-        for peer, share in methods:
-            heads = compress(peer, share, dense.model, prefill, scores)
-            compressed = dense.follow(prefill, heads, forced)
-            method, kept = Method(f"kvpress {peer}", share), _kept_share(heads, len(item.prompt))
-            if isinstance(item, Question):
-                rows.retrieval.append(answer(method, item, kept, compressed))
-            else:
-                rows.divergence.append(divergence(method, item, kept, full, compressed))
+        if isinstance(item, Question):
+            for method, kept, said in _compressed(dense, prefill, item.reply, settings.keep):
+                rows.retrieval.append(answer(method, item, kept, said))
+        else:
+            full = dense.follow(prefill, prefill.heads(), item.continuation)
+            for method, kept, said in _compressed(dense, prefill, item.continuation, settings.keep):
+                rows.divergence.append(divergence(method, item, kept, full, said))
         yield item, rows
+
+
+def _compressed(
+    dense: DenseModel, prefill: Prefill, forced: list[int], shares: Sequence[float]
+) -> Iterator[tuple[Method, float, Tensor]]:
+    """Yield every method, its kept share and its [T, V] log-probabilities before forced tokens."""
+    scores: dict[tuple[str, Any], Tensor] = {}
+    for peer in PEERS:
+        for share in shares:
+            heads = compress(peer, share, dense.model, prefill, scores)
+            kept = _kept_share(heads, prefill.num_tokens)
+            yield Method(f"kvpress {peer}", share), kept, dense.follow(prefill, heads, forced)
 
 
 def _kept_share(heads: list[list[Head]], num_tokens: int) -> float:
