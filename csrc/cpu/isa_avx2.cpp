@@ -3,6 +3,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #define FASTGEN_ISA avx2
 #define FASTGEN_VECTOR_BYTES 32
+#define FASTGEN_BF16_DOT 0
 #define FASTGEN_TABLE kAvx2Kernels
 #include "fastgen/isa_kernels.h"
 #endif

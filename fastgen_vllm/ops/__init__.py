@@ -21,5 +21,5 @@ __all__ = ["attention_mass", "compact", "decode_attention", "isa", "store"]
 
 
 def isa() -> str:
-    """Name the instruction set in use: ``"baseline"``, ``"avx2"`` or ``"avx512"``."""
+    """Name the instruction set in use, among ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``."""
     return str(torch.ops.fastgen.isa())

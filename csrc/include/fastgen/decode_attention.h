@@ -25,9 +25,7 @@ FASTGEN_INLINE void weigh_rows(const float* p, int64_t p_stride, int num_tokens,
   Floats acc[kRows][kVectors] = {};
   for (int t = 0; t < num_tokens; ++t) {
     const T* token = v + static_cast<int64_t>(t) * head_size;
-    for (int byte = 0; byte < static_cast<int>(kVectors * kLanes * sizeof(T)); byte += 64) {
-      prefetch(reinterpret_cast<const char*>(ahead + static_cast<int64_t>(t) * head_size) + byte);
-    }
+    prefetch_span<kVectors * kLanes>(ahead + static_cast<int64_t>(t) * head_size);
     Floats x[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) x[j] = load(token + j * kLanes);
@@ -47,29 +45,51 @@ FASTGEN_INLINE void weigh_rows(const float* p, int64_t p_stride, int num_tokens,
   }
 }
 
-template <int kVectors, typename T>
-FASTGEN_INLINE void weigh_columns(const float* p, int64_t p_stride, int num_rows, int num_tokens,
-                                  const T* v, const T* ahead, int64_t head_size, float* sum) {
-  int r = 0;
-  for (; r + 4 <= num_rows; r += 4) {
-    weigh_rows<4, kVectors>(p + r * p_stride, p_stride, num_tokens, v, ahead, head_size,
-                            sum + r * head_size);
+#if FASTGEN_BF16_DOT
+// Two tokens at a time, with probabilities rounded to bfloat16, as torch's own attention does.
+template <int kRows, int kVectors>
+FASTGEN_INLINE void weigh_rows(const BFloat* p, int64_t p_stride, int num_tokens, const BFloat* v,
+                               const BFloat* ahead, int64_t head_size, float* sum) {
+  constexpr int kHalves = kVectors / 2;
+  Floats acc[kRows][kHalves][2] = {};
+  for (int t = 0; t < num_tokens; t += 2) {
+    const BFloat* token = v + static_cast<int64_t>(t) * head_size;
+    prefetch_span<kVectors * kLanes>(ahead + static_cast<int64_t>(t) * head_size);
+    prefetch_span<kVectors * kLanes>(ahead + static_cast<int64_t>(t + 1) * head_size);
+    const bool alone = t + 1 == num_tokens;  // what follows may be NaN
+#pragma GCC unroll 4
+    for (int j = 0; j < kHalves; ++j) {
+      const __m512i first = load_pairs(token + j * kTile);
+      const __m512i second = alone ? __m512i{} : load_pairs(token + head_size + j * kTile);
+      const Paired pairs = pair_up(first, second);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) add_products(pairs, p + r * p_stride + t, acc[r][j]);
+    }
   }
-  const float* rest = p + r * p_stride;
-  float* to = sum + r * head_size;
-  if (num_rows - r == 3) {
-    weigh_rows<3, kVectors>(rest, p_stride, num_tokens, v, ahead, head_size, to);
-  }
-  if (num_rows - r == 2) {
-    weigh_rows<2, kVectors>(rest, p_stride, num_tokens, v, ahead, head_size, to);
-  }
-  if (num_rows - r == 1) {
-    weigh_rows<1, kVectors>(rest, p_stride, num_tokens, v, ahead, head_size, to);
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kHalves; ++j) {
+      put_in_order(acc[r][j]);
+      float* to = sum + r * head_size + j * kTile;
+      save(to, load(to) + acc[r][j][0]);
+      save(to + kLanes, load(to + kLanes) + acc[r][j][1]);
+    }
   }
 }
+#endif
 
-template <typename T>
-static void weigh_page(const float* p, int64_t p_stride, int num_rows, int num_tokens, const T* v,
+template <int kVectors, typename R, typename T>
+FASTGEN_INLINE void weigh_columns(const R* p, int64_t p_stride, int num_rows, int num_tokens,
+                                  const T* v, const T* ahead, int64_t head_size, float* sum) {
+  for_row_batches<4>(num_rows, [&](int r, auto count) {
+    weigh_rows<decltype(count)::value, kVectors>(p + r * p_stride, p_stride, num_tokens, v, ahead,
+                                                 head_size, sum + r * head_size);
+  });
+}
+
+template <typename R, typename T>
+static void weigh_page(const R* p, int64_t p_stride, int num_rows, int num_tokens, const T* v,
                        const T* ahead, int64_t head_size, float* sum) {
   constexpr int kWide = kMaxRegisters / 8;  // four rows of accumulators fill half the registers
   int64_t d = 0;
@@ -88,7 +108,8 @@ static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
 }
 
 template <typename T>
-static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* rows) {
+static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* workspace) {
+  typedef typename Factor<T>::Element R;
   const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
   const int num_pages = (part.num_slots + slots - 1) / slots;
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
@@ -103,13 +124,14 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* r
   const T* query = reinterpret_cast<const T*>(a.query) +
                    a.token_index[part.request] * a.query_token_stride +
                    static_cast<int64_t>(part.head) * group * a.query_head_stride;
-  load_rows(query, a.query_head_stride, group, d, a.scale, rows);
+  float* totals = workspace;                                                      // [G, kLanes]
+  R* rows = reinterpret_cast<R*>(totals + static_cast<int64_t>(group) * kLanes);  // [G, D]
+  R* weights = rows + static_cast<int64_t>(group) * d;                            // [G, S]
+  load_rows(query, a.query_head_stride, group, d, rows);
 
   float* sum = part.state;
   float* most = sum + static_cast<int64_t>(group) * d;
   float* total = most + group;
-  float* weights = rows + static_cast<int64_t>(group) * d;        // [G, S]
-  float* totals = weights + static_cast<int64_t>(group) * slots;  // [G, kLanes]
   for (int g = 0; g < group; ++g) {
     most[g] = kLowest;
     save(totals + g * kLanes, Floats{});
@@ -123,7 +145,7 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* r
     const int tokens = left < slots ? left : slots;
     float* scores = part.scores + i * slots;
     for (int t = 0; t < slots; t += kTile) {
-      dot_tile(rows, group, d, page + t, slots, next + t, scores + t, score_stride);
+      dot_tile(rows, group, d, page + t, slots, next + t, a.scale, scores + t, score_stride);
     }
     for (int g = 0; g < group; ++g) {
       float* s = scores + g * score_stride;

@@ -29,7 +29,7 @@ struct AttentionMassArgs {
   float scale;
   Pooling pooling;
   int block_queries;  // queries of one normalise item
-  float* rows;        // [H, W*G, D] scaled queries, written by normalise, read by accumulate
+  float* rows;        // [H, W*G, D] queries, written by normalise, read by accumulate
   float* maximum;     // [H, W*G] greatest score of each row
   float* inverse;     // [H, W*G] 1 / sum of exp(score - maximum)
   float* mass;        // [H, >= first_position + W]

@@ -1,9 +1,10 @@
 // Vectors of float at the width of the instruction set being compiled, through GCC's vector types.
 //
-// Included only by the per-level files in csrc/cpu/isa_*.cpp, which define FASTGEN_ISA and
-// FASTGEN_VECTOR_BYTES: g++ before 13 expands macros before it sees a target pragma, so __AVX2__
-// and the like say nothing here. Every function is static: a weak symbol compiled for AVX-512 could
-// be linked for all levels and crash an older processor.
+// Included only by the per-level files in csrc/cpu/isa_*.cpp, which define FASTGEN_ISA,
+// FASTGEN_VECTOR_BYTES and FASTGEN_BF16_DOT (products of bfloat16 pairs): g++ before 13 expands
+// macros before it sees a target pragma, so __AVX2__ and the like say nothing here. Every function
+// is static: a weak symbol compiled for AVX-512 could be linked for all levels and crash an older
+// processor.
 #pragma once
 
 #include <cstdint>
@@ -163,7 +164,47 @@ FASTGEN_INLINE Floats pool_result(Pooling pooling, Floats state, int group_size)
   return pooling == kMean ? state * (1.f / static_cast<float>(group_size)) : state;
 }
 
-FASTGEN_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the second-level cache: it has more misses under way than the first, by a factor of two.
+template <int kCount, typename T>
+FASTGEN_INLINE void prefetch_span(const T* p) {
+  for (int byte = 0; byte < static_cast<int>(kCount * sizeof(T)); byte += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 2);
+  }
+}
+
+#if FASTGEN_BF16_DOT
+// Elements of two rows, paired: lane i of [0] and [1] holds the pair of places order(i) and
+// order(i) + 4, where order counts 0-3, 8-11, 16-19, 24-27.
+struct Paired {
+  __m512i at[2];
+};
+FASTGEN_INLINE Paired pair_up(__m512i first, __m512i second) {
+  return {{_mm512_unpacklo_epi16(first, second), _mm512_unpackhi_epi16(first, second)}};
+}
+FASTGEN_INLINE __m512i load_pairs(const BFloat* p) { return _mm512_loadu_si512(p); }
+FASTGEN_INLINE Paired pair_up(const BFloat* first, const BFloat* second) {
+  return pair_up(load_pairs(first), load_pairs(second));
+}
+// sum += first * factors[0] + second * factors[1], place by place
+FASTGEN_INLINE void add_products(const Paired& pairs, const BFloat* factors, Floats sum[2]) {
+  int32_t both;
+  __builtin_memcpy(&both, factors, sizeof both);
+  const __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
+  sum[0] = (Floats)_mm512_dpbf16_ps((__m512)sum[0], (__m512bh)pairs.at[0], factor);
+  sum[1] = (Floats)_mm512_dpbf16_ps((__m512)sum[1], (__m512bh)pairs.at[1], factor);
+}
+// From the order of Paired to places 0-15 and 16-31.
+FASTGEN_INLINE void put_in_order(Floats sum[2]) {
+  const Ints low = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23};
+  const Floats first = __builtin_shuffle(sum[0], sum[1], low);
+  sum[1] = __builtin_shuffle(sum[0], sum[1], low + 8);
+  sum[0] = first;
+}
+FASTGEN_INLINE void save(BFloat* p, Floats x) {
+  const __m256bh narrowed = _mm512_cvtneps_pbh((__m512)x);
+  __builtin_memcpy(p, &narrowed, sizeof narrowed);
+}
+#endif
 
 template <typename T>
 struct Type {
