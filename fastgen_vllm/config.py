@@ -50,8 +50,11 @@ class PaperOptions(_Options):
 class CoverageOptions(_Options):
     """Options of the ``coverage`` policy."""
 
-    recent: float = Field(0.5, ge=0, le=1, description="share of kept tokens that are recent")
+    recent: float = Field(0.3, ge=0, le=1, description="share of kept tokens that are recent")
     sinks: int = Field(4, ge=0, description="first tokens of the prompt, always kept")
+    least: float = Field(
+        0, ge=0, le=1, description="kept share of the prompt that `recovery` does not go below"
+    )
     generated: Generated = Field(
         "replace",
         description="keep: generated tokens stay; replace: they replace the least valued ones, so "

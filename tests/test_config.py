@@ -73,8 +73,8 @@ def test_recovery_decides_unless_a_share_is_given() -> None:
     assert FastGenConfig().keep is None
 
 
-def test_half_of_what_is_kept_is_recent_by_default() -> None:
-    assert FastGenConfig().coverage.recent == 0.5
+def test_three_tenths_of_what_is_kept_are_recent_by_default() -> None:
+    assert FastGenConfig().coverage.recent == 0.3
 
 
 def test_rungs_can_be_left_out() -> None:
@@ -94,6 +94,7 @@ def test_rungs_can_be_left_out() -> None:
         ({"paper": {"local": 2}}, "paper.local=2"),
         ({"coverage": {"sinks": -1}}, "coverage.sinks=-1"),
         ({"coverage": {"recent": 1.1}}, "coverage.recent=1.1"),
+        ({"coverage": {"least": 1.1}}, "coverage.least=1.1"),
         ({"coverage": {"generated": "drop"}}, "coverage.generated='drop'"),
         ({"coverage": {"generated": "drop"}}, "'keep' or 'replace'"),
         ({"keep": 0}, "keep=0"),

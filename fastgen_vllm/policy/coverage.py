@@ -23,12 +23,15 @@ class Coverage(Selector):
         recent: share of the kept tokens that are the most recent, in [0, 1].
         sinks: first tokens that are kept.
         keep_generated: whether heads append generated tokens, or replace their least valued.
+        least: kept share that recovery does not go below, in [0, 1]: attention of long prompts
+            is covered by ever smaller shares, which then lack what few queries look for.
         share: kept share of the prompt, in (0, 1]; None goes by recovery.
     """
 
     recent: float
     sinks: int
     keep_generated: bool = False
+    least: float = 0.0
     share: float | None = None
 
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
@@ -49,7 +52,7 @@ class Coverage(Selector):
         """Bisect, to one token a head: recovery grows with the budget, as kept sets are nested."""
         num_heads = profile.attention[..., 0].numel()
         mass = profile.mass.flatten()[profile.by_importance]
-        low, high = 0, profile.num_tokens
+        low, high = math.ceil(self.least * profile.num_tokens), profile.num_tokens
         while recovery < 1 and low < high:
             middle = (low + high) // 2
             kept = self._spend(middle * num_heads, profile).keep_ranked(profile)

@@ -25,8 +25,13 @@ def selector_for(config: FastGenConfig, request: RequestOptions) -> Selector:
             generated = request.generated or options.generated
             # A request that asks for a recovery does not mean the configured share.
             share = config.keep if request.recovery is None else None
-            share = request.keep or share
-            return Coverage(options.recent, options.sinks, generated == "keep", share)
+            return Coverage(
+                recent=options.recent,
+                sinks=options.sinks,
+                keep_generated=generated == "keep",
+                least=options.least,
+                share=request.keep or share,
+            )
         case "paper":
             policies: dict[Rung, Policy] = {
                 "special": Special(),

@@ -65,6 +65,20 @@ def test_values_decide_between_equally_read_tokens() -> None:
     assert positions(choice.keep) == [[11, 19]]
 
 
+@pytest.mark.parametrize(("least", "kept"), [(0.0, 2), (0.5, 5), (0.55, 6), (1.0, 10)])
+def test_recovery_does_not_go_below_the_least_share(least: float, kept: int) -> None:
+    profile = make_profile(torch.tensor([[[9.0] + [0.0] * 9]]))
+    choice = Coverage(recent=0.0, sinks=0, least=least).choose(profile, recovery=0.9)
+    assert int(choice.keep.sum()) == kept
+
+
+def test_a_share_may_be_below_the_least() -> None:
+    choice = Coverage(recent=0.0, sinks=0, least=0.5, share=0.2).choose(
+        random_profile(1, 1, 10), recovery=0.9
+    )
+    assert int(choice.keep.sum()) == 2
+
+
 def test_recent_is_a_share_of_what_is_kept() -> None:
     attention = torch.arange(100, 0, -1.0)[None, None]  # the earlier the heavier
     choice = Coverage(recent=0.25, sinks=0, share=0.4).choose(make_profile(attention), 0.5)
