@@ -30,6 +30,7 @@ from fastgen_vllm.integration.options import (
     unsupported_model,
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
 
@@ -114,7 +115,7 @@ class PerHeadCPUWorker(CPUWorker):
                 for builder in attention_group.metadata_builders:
                     assert isinstance(builder, PerHeadMetadataBuilder)
                     builder.source = source
-        self._log_start(geometry, self._runtime)
+        self._log_start(geometry, self._runtime, use_huge_pages(arena))
 
     def _token_class_table(self) -> torch.Tensor:
         vocab_size = self.model_config.get_vocab_size()
@@ -131,7 +132,9 @@ class PerHeadCPUWorker(CPUWorker):
         texts += [""] * (vocab_size - known)
         return token_class_table(texts, [*tokenizer.all_special_ids, *markers])
 
-    def _log_start(self, geometry: CacheGeometry, runtime: FastGenRuntime) -> None:
+    def _log_start(
+        self, geometry: CacheGeometry, runtime: FastGenRuntime, huge_pages: bool
+    ) -> None:
         config = self._fastgen
         goal = (
             f"recovery {config.recovery:.3g}" if config.keep is None else f"keep {config.keep:.3g}"
@@ -139,7 +142,7 @@ class PerHeadCPUWorker(CPUWorker):
         logger.info(
             "FastGen is on: preset %s, policy %s, %s, observed queries %s, "
             "pool %s, kernels fastgen/%s on %s pages, page %d slots, "
-            "KV pool %d blocks = %d pages, %.1f MiB of slot metadata",
+            "KV pool %d blocks = %d pages in %s memory pages, %.1f MiB of slot metadata",
             config.name,
             config.policy,
             goal,
@@ -150,6 +153,7 @@ class PerHeadCPUWorker(CPUWorker):
             geometry.block_size,
             geometry.num_blocks,
             geometry.num_pages,
+            "huge" if huge_pages else "4 KiB",
             runtime.metadata_bytes / 2**20,
         )
 
