@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from vllm.model_executor.layers.attention.attention import get_attention_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -101,6 +102,19 @@ class PerHeadAttention(CPUAttentionBackendImpl):
 
     runtime: FastGenRuntime | None = None
     layer_index = 0
+
+    def do_kv_cache_update(
+        self,
+        layer: Any,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        metadata, *_ = get_attention_context(layer.layer_name)
+        work = metadata.work if isinstance(metadata, PerHeadMetadata) else None
+        if work is None or not work.only_decode:  # else no token goes to a stock page
+            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
     def forward(
         self,
