@@ -3,6 +3,12 @@
 #include "cpu/ops.h"
 
 namespace fastgen {
+namespace {
+
+constexpr int64_t kBlockScores = 1 << 17;   // floats of one block's scores: half a megabyte
+constexpr int64_t kPooledFloats = 1 << 21;  // floats of `pooled`: eight megabytes
+
+}  // namespace
 
 void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
                     const Tensor& block_row, int64_t first_position, double scale, std::string pool,
@@ -32,39 +38,42 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   a.energy_stride = energy.stride(0);
   if (query.size(0) == 0) return;
 
-  a.query = static_cast<const char*>(query.data_ptr());
   a.query_token_stride = query.stride(0);
   a.query_head_stride = query.stride(1);
-  a.num_queries = static_cast<int>(query.size(0));
-  a.first_position = static_cast<int>(first_position);
   a.layer = static_cast<int>(layer);
   a.block_row = static_cast<const int32_t*>(block_row.data_ptr());
   a.scale = static_cast<float>(scale);
-  a.block_queries = std::max(1, kTile / a.group_size);
+  a.pooled_stride = (end + kTile - 1) / kTile * kTile;
 
   const int64_t heads = a.pool.num_heads;
-  const int64_t rows = heads * a.num_queries * a.group_size;
-  const int64_t workspace = mass_workspace(a);
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t rows = std::clamp<int64_t>(kBlockScores / a.pooled_stride, 1, kTile);
+  a.block_queries = static_cast<int>(std::max<int64_t>(1, rows / a.group_size));
+  // So many queries at a time that `pooled` keeps its size, and every thread has a block.
+  const int64_t fitting = kPooledFloats / (heads * 2 * a.pooled_stride);
+  const int64_t together = std::max(fitting, threads * a.block_queries);
+  const int64_t workspace = mass_workspace(a);
   thread_local Scratch scratch;
-  a.rows = scratch.floats(rows * a.pool.head_size + 2 * whole_lines(rows) + threads * workspace);
-  a.maximum = a.rows + rows * a.pool.head_size;
-  a.inverse = a.maximum + whole_lines(rows);
-  float* workspaces = a.inverse + whole_lines(rows);
+  const int64_t pooled = heads * std::min(together, query.size(0)) * 2 * a.pooled_stride;
+  a.pooled = scratch.floats(pooled + threads * workspace);
+  float* workspaces = a.pooled + pooled;
 
   const Kernels& kernel = kernels();
-  const int64_t blocks = (a.num_queries + a.block_queries - 1) / a.block_queries;
-  for_each_item(heads * blocks, [&](int64_t worker, int64_t item) {
-    // The last queries see the most tokens: they go first.
-    kernel.mass_normalise(a, static_cast<int>(item % heads),
-                          static_cast<int>(blocks - 1 - item / heads),
+  for (int64_t first = 0; first < query.size(0); first += together) {
+    a.num_queries = static_cast<int>(std::min(together, query.size(0) - first));
+    a.first_position = static_cast<int>(first_position + first);
+    a.query = static_cast<const char*>(query.data_ptr()) +
+              first * a.query_token_stride * a.pool.element_size;
+    const int64_t blocks = (a.num_queries + a.block_queries - 1) / a.block_queries;
+    for_each_item(heads * blocks, [&](int64_t worker, int64_t item) {
+      kernel.mass_observe(a, static_cast<int>(item / blocks), static_cast<int>(item % blocks),
                           workspaces + worker * workspace);
-  });
-  const int64_t tiles = (end + kTile - 1) / kTile;
-  for_each_item(heads * tiles, [&](int64_t worker, int64_t item) {
-    kernel.mass_accumulate(a, static_cast<int>(item / tiles), static_cast<int>(item % tiles),
-                           workspaces + worker * workspace);
-  });
+    });
+    const int64_t tiles = (a.first_position + a.num_queries + kTile - 1) / kTile;
+    for_each_item(heads * tiles, [&](int64_t, int64_t item) {
+      kernel.mass_add(a, static_cast<int>(item / tiles), static_cast<int>(item % tiles));
+    });
+  }
 }
 
 }  // namespace fastgen

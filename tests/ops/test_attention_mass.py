@@ -91,6 +91,14 @@ def test_equals_reference(isa: str, pool: str, N: int, W: int) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_more_queries_than_are_taken_together(isa: str) -> None:
+    cache, row, query, _ = prompt(torch.float32, 32, 32, 2, 5000, 600)
+    actual, expected = torch.zeros(2, 2, H, 5000)
+    ops.attention_mass(query, cache.arena, 1, row, 4400, 0.125, "mean", *actual)
+    reference.attention_mass(query, cache.arena, 1, row, 4400, 0.125, "mean", *expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("S", "D", "G"), SHAPES)
 def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) -> None:
     N, W = 3 * S + 5, 2 * S

@@ -15,8 +15,8 @@ namespace fastgen {
 
 extern const Kernels FASTGEN_TABLE;
 const Kernels FASTGEN_TABLE = {
-    FASTGEN_STRING(FASTGEN_ISA), FASTGEN_ISA::mass_normalise, FASTGEN_ISA::mass_accumulate,
-    FASTGEN_ISA::compact,        FASTGEN_ISA::store,          FASTGEN_ISA::decode_part,
+    FASTGEN_STRING(FASTGEN_ISA), FASTGEN_ISA::mass_observe, FASTGEN_ISA::mass_add,
+    FASTGEN_ISA::compact,        FASTGEN_ISA::store,        FASTGEN_ISA::decode_part,
     FASTGEN_ISA::decode_finish,
 };
 
