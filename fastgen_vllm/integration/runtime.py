@@ -90,6 +90,14 @@ class FastGenRuntime:
         max_requests: most requests that run at once.
     """
 
+    #: Position and value of a slot.
+    SLOT_BYTES = 8
+
+    @staticmethod
+    def record_bytes(num_heads: int, max_requests: int) -> int:
+        """Memory of the head records, for ``L*H`` heads."""
+        return max_requests * num_heads * len(HeadField) * 4
+
     def __init__(
         self,
         config: FastGenConfig,

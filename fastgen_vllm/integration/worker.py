@@ -47,6 +47,7 @@ class PerHeadCPUWorker(CPUWorker):
         self._fastgen = config_of(vllm_config)
         #: None while the cache is not there yet, or if it cannot be compressed
         self._runtime: FastGenRuntime | None = None
+        self._specs: dict[str, PerHeadSpec] = {}
         _use_backend()
         super().__init__(vllm_config, *args, **kwargs)
 
@@ -56,7 +57,8 @@ class PerHeadCPUWorker(CPUWorker):
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()
         problem = model_problem(self.vllm_config) or self._cache_problem(specs)
         if problem is None:
-            return {name: PerHeadSpec.from_full(spec) for name, spec in specs.items()}
+            self._specs = {name: PerHeadSpec.from_full(spec) for name, spec in specs.items()}
+            return dict(self._specs)
         if self._fastgen.unsupported == "refuse":
             raise unsupported_model(problem)
         logger.warning("FastGen: %s: every request is served uncompressed.", problem)
@@ -76,6 +78,17 @@ class PerHeadCPUWorker(CPUWorker):
             if impl.alibi_slopes is not None or impl.sinks is not None or impl.logits_soft_cap:
                 return "its attention has ALiBi, sinks or a logits cap"
         return None
+
+    def determine_available_memory(self) -> int:
+        """Bytes for K and V: what vLLM would give them, less what FastGen keeps beside them."""
+        available: int = super().determine_available_memory()
+        pages = sum(spec.page_size_bytes for spec in self._specs.values())
+        if not pages:
+            return available
+        slots = sum(spec.num_kv_heads * spec.block_size for spec in self._specs.values())
+        heads = sum(spec.num_kv_heads for spec in self._specs.values())
+        records = FastGenRuntime.record_bytes(heads, self.scheduler_config.max_num_seqs)
+        return (available - records) * pages // (pages + slots * FastGenRuntime.SLOT_BYTES)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         super().initialize_from_config(kv_cache_config)

@@ -15,15 +15,14 @@ pytestmark = pytest.mark.slow
 
 LENGTHS = [1, S - 1, S, S + 1, 63, 64, 65, 100, 127, 128, 129, 150, 200, 255, 256, 257, 300]
 LENGTHS += [350, 400, 450, 500, 511, 512, 513, 600, 700, 800, 1000, 1500, 2000, 3500]
-BLOCK_BYTES = 30 * 3 * S * 128 * 4  # layers, heads, slots, K and V, float32
-OPTIONS: dict[str, Any] = dict(kv_cache_memory_bytes=800 * BLOCK_BYTES, max_model_len=4096)
+OPTIONS: dict[str, Any] = dict(num_gpu_blocks_override=800, max_model_len=4096)
 PARAMS: dict[str, Any] = dict(max_tokens=16)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sync": {},
     "async": dict(async_scheduling=True),
     "chunked": dict(max_num_batched_tokens=256),
-    "small-pool": dict(kv_cache_memory_bytes=135 * BLOCK_BYTES),
+    "small-pool": dict(num_gpu_blocks_override=135),
 }
 
 

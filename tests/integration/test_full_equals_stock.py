@@ -23,8 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chunked": dict(max_num_batched_tokens=256),
     "chunked-async": dict(max_num_batched_tokens=256, async_scheduling=True),
     "no-prefix-caching": dict(enable_prefix_caching=False),
-    "small-pool": dict(kv_cache_memory_bytes=36 * 3 * 2 * S * 64 * 4),
-    "small-pool-async": dict(kv_cache_memory_bytes=36 * 3 * 2 * S * 64 * 4, async_scheduling=True),
+    "small-pool": dict(num_gpu_blocks_override=36),
+    "small-pool-async": dict(num_gpu_blocks_override=36, async_scheduling=True),
     "compiled": dict(enforce_eager=False),
 }
 

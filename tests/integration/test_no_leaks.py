@@ -22,7 +22,7 @@ OPTIONS: dict[str, Any] = dict(
     max_model_len=768,
     max_num_seqs=16,
     max_num_batched_tokens=128,
-    kv_cache_memory_bytes=40 * BLOCK_BYTES,
+    num_gpu_blocks_override=40,
 )
 PARAMS: dict[str, Any] = dict(detokenize=False)
 EXTRAS = [
@@ -121,7 +121,7 @@ def test_compaction_in_a_full_pool(tiny_llama: Path) -> None:
     prompt = random_prompts([600], seed=9)[0]
     tokens = []
     for blocks in (60, 21):  # 600 tokens and 30 more need 20 blocks; one is the null block
-        options = OPTIONS | dict(kv_cache_memory_bytes=blocks * BLOCK_BYTES, max_model_len=640)
+        options = OPTIONS | dict(num_gpu_blocks_override=blocks, max_model_len=640)
         engine = Engine(engine_config(tiny_llama, CONFIG, **options))
         try:
             request_id = engine.add(prompt, max_tokens=30, **PARAMS)
@@ -137,7 +137,7 @@ def test_shared_blocks_leave_no_room(tiny_llama: Path) -> None:
     config = engine_config(
         tiny_llama,
         FastGenConfig(policy="full", force=True, observe=32),
-        **(OPTIONS | dict(kv_cache_memory_bytes=31 * BLOCK_BYTES)),
+        **(OPTIONS | dict(num_gpu_blocks_override=31)),
     )
     engine = Engine(config)
     try:
@@ -178,3 +178,15 @@ def test_a_stream_that_outgrows_the_longest_row_is_declined(tiny_llama: Path) ->
         finally:
             engine.close()
     assert compactions == [0, 1]
+
+
+def test_what_is_kept_beside_the_cache_is_part_of_the_pool(tiny_llama: Path) -> None:
+    """Positions, values and head records come out of the memory that the cache was given."""
+    pool = 100 * BLOCK_BYTES
+    options = {key: value for key, value in OPTIONS.items() if key != "num_gpu_blocks_override"}
+    engine = Engine(engine_config(tiny_llama, CONFIG, kv_cache_memory_bytes=pool, **options))
+    try:
+        used = engine.runtime.geometry.num_blocks * BLOCK_BYTES + engine.runtime.metadata_bytes
+        assert pool - 2 * BLOCK_BYTES < used <= pool
+    finally:
+        engine.close()
