@@ -84,6 +84,9 @@ class FastGenConfig(_Options):
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
     )
     observe: Observe = Field(256, description="prompt queries profiled: 'last N' or 'all'")
+    min_prompt: int = Field(
+        0, ge=0, description="prompts of fewer tokens are served uncompressed, answers included"
+    )
     pool: Pool = Field(
         "mean", description="how the query heads of one KV head share attention mass"
     )

@@ -41,6 +41,11 @@ class CompactionPlan:
         return copy_for(self.choice, self.stream, self.profile, token_class)
 
 
+def is_profiled(config: FastGenConfig, options: RequestOptions, num_tokens: int) -> bool:
+    """Whether a prompt of so many tokens is to be compressed."""
+    return options.enabled and num_tokens >= config.min_prompt
+
+
 def observed_queries(config: FastGenConfig, num_tokens: int) -> int:
     """How many of a prompt's last queries are profiled, ``W``."""
     return num_tokens if config.observe == "all" else min(config.observe, num_tokens)

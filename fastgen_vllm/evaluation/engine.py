@@ -71,8 +71,9 @@ class Outcome:
 class EvaluationEngine:
     """Runs jobs through one engine.
 
-    Prompts are compacted even where no block is saved, so that what a policy costs is seen
-    at every length. Prefix caching is on: a prompt is prefilled once for all its modes.
+    Prompts are compacted even where no block is saved and below `min_prompt`, so that what a
+    policy costs is seen at every length. Prefix caching is on: a prompt is prefilled once for
+    all its modes.
 
     Args:
         model: directory or hub name.
@@ -93,7 +94,7 @@ class EvaluationEngine:
         pool_bytes: int,
         max_running: int,
     ) -> None:
-        ours = engine_options(config.model_copy(update={"force": True}))
+        ours = engine_options(config.model_copy(update={"force": True, "min_prompt": 0}))
         ours["logits_processors"].append(f"{__name__.rpartition('.')[0]}.forced:ForcedContinuation")
         options = EngineArgs(
             model=model,

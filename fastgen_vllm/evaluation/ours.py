@@ -48,14 +48,15 @@ def measure_on_engine(
             wanted = list(methods)
             if isinstance(item, Passage) and UNCOMPRESSED not in wanted:
                 wanted.insert(0, UNCOMPRESSED)
-            jobs = [_job(item, method, tokenizer) for method in wanted]
+            jobs = [_job(item, method, tokenizer, config.min_prompt) for method in wanted]
             outcomes = dict(zip(wanted, engine.run(jobs), strict=True))
             yield item, _rows(item, methods, outcomes)
     finally:
         engine.close()
 
 
-def _job(item: Item, method: Method, tokenizer: Any) -> Job:
+def _job(item: Item, method: Method, tokenizer: Any, min_prompt: int) -> Job:
+    """A job of one item; problems are served as they would be, short ones uncompressed."""
     name = f"{item_name(item)}/{method.name}/{method.target}"
     match item:
         case Passage():
@@ -64,7 +65,9 @@ def _job(item: Item, method: Method, tokenizer: Any) -> Job:
             return Job(name, item.prompt, method.arguments, forced=item.reply)
         case Problem():
             prompt = prompt_of(item, tokenizer)
-            return Job(name, prompt, method.arguments, max_tokens=item.max_tokens)
+            is_short = len(prompt) < min_prompt
+            arguments = UNCOMPRESSED.arguments if is_short else method.arguments
+            return Job(name, prompt, arguments, max_tokens=item.max_tokens)
 
 
 def prompt_of(problem: Problem, tokenizer: Any) -> list[int]:

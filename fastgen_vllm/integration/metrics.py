@@ -24,6 +24,7 @@ class Uncompacted(StrEnum):
     """Why a request was never compacted."""
 
     OFF = "off"  # asked for, or a kind of request that is not profiled
+    SHORT = "short"  # fewer prompt tokens than `min_prompt`
     NO_SAVING = "no_saving"  # the plan would not have given back a block
     NO_ROOM = "no_room"  # the pool was full until it finished
     UNOBSERVED = "unobserved"  # queries that had to be profiled were not computed

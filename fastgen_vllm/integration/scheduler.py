@@ -22,7 +22,7 @@ from fastgen_vllm.integration.cache import PerHeadManager
 from fastgen_vllm.integration.messages import CompactionOrder, StepOrders, WorkerReport
 from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats, Uncompacted
 from fastgen_vllm.integration.options import config_of, wants_metrics
-from fastgen_vllm.lifecycle import observed_queries
+from fastgen_vllm.lifecycle import is_profiled, observed_queries
 from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.request import RequestOptions
 
@@ -117,31 +117,32 @@ class PerHeadScheduling(Scheduler):
             self.stats.blocks_given_back += len(old) - len(new)
         return orders
 
-    def _observed_from(self, request: Request) -> int | None:
-        """First observed query position, or None if the request must stay as it is."""
+    def _outcome(self, request: Request) -> Uncompacted:
+        """Why the request will stay as it is, or what to say if it ends before its plan."""
         if request.sampling_params is None or request.prompt_token_ids is None:
-            return None
-        if request.resumable:
-            return None
-        if not RequestOptions.parse(request.sampling_params.extra_args).enabled:
-            return None
-        num_prompt = int(request.num_prompt_tokens)
-        return num_prompt - observed_queries(self._fastgen, num_prompt)
+            return Uncompacted.OFF
+        options = RequestOptions.parse(request.sampling_params.extra_args)
+        if request.resumable or not options.enabled:
+            return Uncompacted.OFF
+        if not is_profiled(self._fastgen, options, request.num_prompt_tokens):
+            return Uncompacted.SHORT
+        return Uncompacted.FINISHED_FIRST
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """Cap a prefix-cache hit so that all observed queries are computed."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        first = self._observed_from(request) if self._manager is not None else None
-        if first is not None and num_hit > first:
+        if self._manager is None or self._outcome(request) != Uncompacted.FINISHED_FIRST:
+            return blocks, num_hit, boundary, diverged
+        num_prompt = int(request.num_prompt_tokens)
+        first = num_prompt - observed_queries(self._fastgen, num_prompt)
+        if num_hit > first:
             num_hit = first // self.block_size * self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)
         return blocks, num_hit, boundary, diverged
 
     def add_request(self, request: Request) -> None:
         if self._manager is not None:
-            observed = self._observed_from(request) is not None
-            reason = Uncompacted.FINISHED_FIRST if observed else Uncompacted.OFF
-            self._uncompacted[request.request_id] = reason
+            self._uncompacted[request.request_id] = self._outcome(request)
         super().add_request(request)
 
     def _free_request(

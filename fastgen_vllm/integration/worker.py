@@ -30,6 +30,7 @@ from fastgen_vllm.integration.options import (
     unsupported_model,
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.lifecycle import is_profiled
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
@@ -88,7 +89,8 @@ class PerHeadCPUWorker(CPUWorker):
         slots = sum(spec.num_kv_heads * spec.block_size for spec in self._specs.values())
         heads = sum(spec.num_kv_heads for spec in self._specs.values())
         records = FastGenRuntime.record_bytes(heads, self.scheduler_config.max_num_seqs)
-        return (available - records) * pages // (pages + slots * FastGenRuntime.SLOT_BYTES)
+        both = pages + slots * FastGenRuntime.SLOT_BYTES
+        return int((available - records) * pages / both)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         super().initialize_from_config(kv_cache_config)
@@ -206,7 +208,7 @@ class PerHeadCPUWorker(CPUWorker):
                 runtime.release(new.req_id)
                 continue
             options = RequestOptions.parse(new.sampling_params.extra_args)
-            if options.enabled:
+            if is_profiled(self._fastgen, options, len(new.prompt_token_ids)):
                 runtime.track(new.req_id, new.prompt_token_ids, options)
 
     def _replace_row(self, order: CompactionOrder) -> None:

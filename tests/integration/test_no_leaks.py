@@ -190,3 +190,19 @@ def test_what_is_kept_beside_the_cache_is_part_of_the_pool(tiny_llama: Path) -> 
         assert pool - 2 * BLOCK_BYTES < used <= pool
     finally:
         engine.close()
+
+
+def test_short_prompts_stay_uncompressed(tiny_llama: Path) -> None:
+    engine = Engine(
+        engine_config(tiny_llama, CONFIG.model_copy(update={"min_prompt": 200}), **OPTIONS)
+    )
+    try:
+        short, long = (engine.add(p, max_tokens=30, **PARAMS) for p in random_prompts([199, 200]))
+        off = engine.add(random_prompts([199])[0], extra_args={"fastgen": "off"}, **PARAMS)
+        results = engine.run()
+        assert engine.stats.uncompacted == {"short": 1, "off": 1}
+        assert engine.stats.compactions == 1
+        assert results[short].tokens[:24] == results[off].tokens
+        assert len(results[long].tokens) == 30
+    finally:
+        engine.close()
