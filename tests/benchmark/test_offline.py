@@ -1,0 +1,94 @@
+"""The script itself on a tiny model: from options to table, JSON and plot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK_BYTES = 2 * 3 * 2 * 32 * 32 * 2  # K and V, layers, KV heads, slots, head size, bf16
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "benchmark.py", *arguments, "--enforce-eager"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_two_engines_are_compared(tiny_model: Path, tmp_path: Path) -> None:
+    """Stock has room for three requests at a time; compressed ones leave room for more."""
+    pool = str(2.5 * 12 * BLOCK_BYTES / 2**30)
+    done = benchmark(
+        *("offline", "--engines", "fastgen:quarter,stock", "--model", str(tiny_model)),
+        *("--pool-gib", pool, "--num-requests", "6", "--prompt-len", "256", "--output-len", "64"),
+        *("--threads", "1", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    facts = found["facts"]
+    assert facts["engines"] == ["fastgen:quarter", "stock"]
+    assert facts["fastgen"] == {"fastgen:quarter": "quarter"}
+    assert facts["threads"] == {"fastgen:quarter": 1, "stock": 1}
+    assert (facts["prompt_len"], facts["output_len"], facts["num_requests"]) == (256, 64, 6)
+    assert {"cpu", "cores", "vllm", "torch", "fastgen_vllm", "commit", "date"} <= facts.keys()
+    ours, stock = found["median"]["fastgen:quarter"], found["median"]["stock"]
+    assert list(found["median"]) == ["stock", "fastgen:quarter"]
+    assert stock["kept_share"] == 1 and ours["kept_share"] == pytest.approx(0.25, abs=0.02)
+    assert stock["peak_running"] <= 3 < ours["peak_running"]
+    assert (stock["profiling_seconds"], stock["compaction_seconds"]) == (0, 0)
+    assert ours["profiling_seconds"] > 0 and ours["compaction_seconds"] > 0
+    for side in (ours, stock):
+        assert side["output_throughput"] == pytest.approx(6 * 64 / side["seconds"])
+        assert 0 < side["prefill_seconds"] < side["seconds"]
+        assert 0 < side["decode_step_ms"] < 1e3 * side["seconds"]
+        assert 0 < side["ttft_ms"] < 1e3 * side["seconds"]
+        assert 0 < side["tpot_ms"] < 1e3 * side["seconds"]
+        assert side["peak_blocks"] <= 29
+    for row in found["rounds"]:
+        timeline = row["timeline"]
+        assert max(timeline["blocks"]) == row["peak_blocks"]
+        assert max(timeline["running"]) == row["peak_running"]
+        assert timeline["seconds"] == sorted(timeline["seconds"])
+    assert "- threads: " in done.stdout and "| fastgen:quarter |" in done.stdout
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_are_measured_at_every_size(tiny_model: Path, tmp_path: Path) -> None:
+    done = benchmark(
+        *("steps", "--engines", "stock,fastgen:quarter", "--model", str(tiny_model)),
+        *("--contexts", "384,512", "--running", "2,3", "--steps", "4", "--threads", "1"),
+        *("--json", str(tmp_path / "a.json")),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    loads = ["context=384,running=2", "context=512,running=2", "context=384,running=3"]
+    for engine in ("stock", "fastgen:quarter"):
+        assert list(found["median"][engine]) == loads
+    for load in loads:
+        ours, stock = found["median"]["fastgen:quarter"][load], found["median"]["stock"][load]
+        assert stock["kept_tokens"] == stock["prompt_tokens"] == ours["prompt_tokens"]
+        assert ours["kept_tokens"] == pytest.approx(0.25 * stock["prompt_tokens"], rel=0.05)
+        assert ours["blocks"] < stock["blocks"]
+        assert ours["decode_step_ms"] > 0 and stock["decode_step_ms"] > 0
+
+
+@pytest.mark.slow
+def test_a_side_that_fails_is_told_in_lines(tiny_model: Path, tmp_path: Path) -> None:
+    """Its weights are missing, which only the engine finds out."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_model.iterdir():
+        if not file.name.endswith(".safetensors"):
+            (broken / file.name).symlink_to(file)
+    done = benchmark(
+        *("offline", "--engines", "stock", "--model", str(broken), "--prompt-len", "64"),
+        *("--output-len", "8", "--json", str(tmp_path / "a.json")),
+    )
+    assert done.returncode == 1
+    assert "benchmark.py offline: error: engine stock failed:\n  " in done.stderr
+    assert "model weights" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.endswith("No round was finished.\n")
+    assert not (tmp_path / "a.json").exists()
