@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.options import BLOCK_SIZE, MAX_BATCHED_TOKENS
 
-_WARM_UP_PROMPT, _WARM_UP_OUTPUT = 320, 16  # tokens; long enough to be profiled and compacted
+_WARM_UP_PROMPT, _WARM_UP_OUTPUT = 544, 16  # tokens; long enough to be profiled and compacted
 
 
 class EngineSettings(BaseModel):

@@ -29,3 +29,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.evaluation.tiny import save_tiny_base
 
     return save_tiny_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def quarter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Options that compress prompts of any length, as the preset of that name does long ones."""
+    path = tmp_path_factory.mktemp("options") / "quarter.yaml"
+    path.write_text("policy: coverage\nkeep: 0.25\n")
+    return str(path)

@@ -18,24 +18,32 @@ def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_two_engines_are_compared(tiny_model: Path, tmp_path: Path) -> None:
+def test_two_engines_are_compared(tiny_model: Path, quarter: str, tmp_path: Path) -> None:
     """Stock has room for three requests at a time; compressed ones leave room for more."""
     pool = str(2.5 * 12 * BLOCK_BYTES / 2**30)
     done = benchmark(
-        *("offline", "--engines", "fastgen:quarter,stock", "--model", str(tiny_model)),
+        *(
+            "offline",
+            "--engines",
+            "fastgen,stock",
+            "--fastgen",
+            quarter,
+            "--model",
+            str(tiny_model),
+        ),
         *("--pool-gib", pool, "--num-requests", "6", "--prompt-len", "256", "--output-len", "64"),
         *("--threads", "1", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
     facts = found["facts"]
-    assert facts["engines"] == ["fastgen:quarter", "stock"]
-    assert facts["fastgen"] == {"fastgen:quarter": "quarter"}
-    assert facts["threads"] == {"fastgen:quarter": 1, "stock": 1}
+    assert facts["engines"] == ["fastgen", "stock"]
+    assert facts["fastgen"] == {"fastgen": quarter}
+    assert facts["threads"] == {"fastgen": 1, "stock": 1}
     assert (facts["prompt_len"], facts["output_len"], facts["num_requests"]) == (256, 64, 6)
     assert {"cpu", "cores", "vllm", "torch", "fastgen_vllm", "commit", "date"} <= facts.keys()
-    ours, stock = found["median"]["fastgen:quarter"], found["median"]["stock"]
-    assert list(found["median"]) == ["stock", "fastgen:quarter"]
+    ours, stock = found["median"]["fastgen"], found["median"]["stock"]
+    assert list(found["median"]) == ["stock", "fastgen"]
     assert stock["kept_share"] == 1 and ours["kept_share"] == pytest.approx(0.25, abs=0.02)
     assert stock["peak_running"] <= 3 < ours["peak_running"]
     assert (stock["profiling_seconds"], stock["compaction_seconds"]) == (0, 0)
@@ -52,23 +60,23 @@ def test_two_engines_are_compared(tiny_model: Path, tmp_path: Path) -> None:
         assert max(timeline["blocks"]) == row["peak_blocks"]
         assert max(timeline["running"]) == row["peak_running"]
         assert timeline["seconds"] == sorted(timeline["seconds"])
-    assert "- threads: " in done.stdout and "| fastgen:quarter |" in done.stdout
+    assert "- threads: " in done.stdout and "| fastgen |" in done.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_steps_are_measured_at_every_size(tiny_model: Path, tmp_path: Path) -> None:
+def test_steps_are_measured_at_every_size(tiny_model: Path, quarter: str, tmp_path: Path) -> None:
     done = benchmark(
-        *("steps", "--engines", "stock,fastgen:quarter", "--model", str(tiny_model)),
+        *("steps", "--engines", "stock,fastgen", "--fastgen", quarter, "--model", str(tiny_model)),
         *("--contexts", "384,512", "--running", "2,3", "--steps", "4", "--threads", "1"),
         *("--json", str(tmp_path / "a.json")),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
     loads = ["context=384,running=2", "context=512,running=2", "context=384,running=3"]
-    for engine in ("stock", "fastgen:quarter"):
+    for engine in ("stock", "fastgen"):
         assert list(found["median"][engine]) == loads
     for load in loads:
-        ours, stock = found["median"]["fastgen:quarter"][load], found["median"]["stock"][load]
+        ours, stock = found["median"]["fastgen"][load], found["median"]["stock"][load]
         assert stock["kept_tokens"] == stock["prompt_tokens"] == ours["prompt_tokens"]
         assert ours["kept_tokens"] == pytest.approx(0.25 * stock["prompt_tokens"], rel=0.05)
         assert ours["blocks"] < stock["blocks"]

@@ -85,12 +85,12 @@ def serve(model: Path, tmp_path: Path, *arguments: str) -> tuple[dict[str, Any],
 
 
 @pytest.mark.slow
-def test_a_server_is_driven_by_the_client(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_server_is_driven_by_the_client(tiny_model: Path, quarter: str, tmp_path: Path) -> None:
     """Short of nothing: server, vLLM's client with flags passed on, and metrics."""
     flags = ["--metric-percentiles", "90", "--goodput", "ttft:100000"]
-    found, out = serve(tiny_model, tmp_path, "--engines", "fastgen:quarter", *flags)
+    found, out = serve(tiny_model, tmp_path, "--engines", "fastgen", "--fastgen", quarter, *flags)
     assert found["facts"]["client"] == flags
-    assert found["facts"]["threads"] == {"fastgen:quarter": 1}
+    assert found["facts"]["threads"] == {"fastgen": 1}
     assert found["facts"]["dataset"] == "Python manual"
     (row,) = found["rounds"]
     assert (row["completed"], row["failed"]) == (4, 0)
@@ -100,16 +100,18 @@ def test_a_server_is_driven_by_the_client(tiny_model: Path, tmp_path: Path) -> N
     assert row["request_goodput"] > 0
     assert row["kept_share"] == pytest.approx(0.25, abs=0.05)
     assert row["profiling_seconds"] > 0
-    assert found["median"]["fastgen:quarter"]["ttft_ms"] == row["ttft_ms"]
-    assert "| fastgen:quarter |" in out and "p99 TTFT" not in out
+    assert found["median"]["fastgen"]["ttft_ms"] == row["ttft_ms"]
+    assert "| fastgen |" in out and "p99 TTFT" not in out
 
 
 @pytest.mark.slow
-def test_servers_are_compared_under_several_loads(tiny_model: Path, tmp_path: Path) -> None:
+def test_servers_are_compared_under_several_loads(
+    tiny_model: Path, quarter: str, tmp_path: Path
+) -> None:
     """With vLLM's own server, which knows nothing of FastGen, on one side."""
     plot = tmp_path / "out.html"
     found, _ = serve(
-        *(tiny_model, tmp_path, "--engines", "fastgen,bare"),
+        *(tiny_model, tmp_path, "--engines", "fastgen,bare", "--fastgen", quarter),
         *("--concurrency", "1,4", "--plot", str(plot)),
     )
     rows = [(row["engine"], row["concurrency"]) for row in found["rounds"]]

@@ -6,10 +6,11 @@ from vllm.outputs import RequestOutput
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from fastgen_vllm.evaluation.engine import EvaluationEngine, Outcome
+from fastgen_vllm.integration.runtime import FastGenRuntime
 
 #: Of the tiny models: layers, KV heads, slots of a page.
 LAYERS, HEADS, SLOTS = 3, 2, 32
-BLOCK_BYTES = LAYERS * HEADS * SLOTS * 2 * 32 * 4
+BLOCK_BYTES = LAYERS * HEADS * SLOTS * (2 * 32 * 4 + FastGenRuntime.SLOT_BYTES)
 
 #: Generated tokens stay, as a dense run has it.
 CONFIG = FastGenConfig(recovery=0.8, observe=128, coverage=CoverageOptions(generated="keep"))
@@ -26,7 +27,8 @@ class WatchedEngine(EvaluationEngine):
             CONFIG,
             dtype="float32",
             max_model_len=512,
-            pool_bytes=blocks * BLOCK_BYTES,
+            pool_bytes=blocks * BLOCK_BYTES
+            + FastGenRuntime.record_bytes(LAYERS * HEADS, max_running),
             max_running=max_running,
         )
         self._stock_step = self._llm.step
