@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastgen_vllm.benchmark.engines import Engine, baseline
+from fastgen_vllm.benchmark.engines import Engine, baseline, parse_engines
 from fastgen_vllm.benchmark.facts import threads_of
+from fastgen_vllm.benchmark.model import Model, find_model
+from fastgen_vllm.benchmark.options import check_files, check_threads
 from fastgen_vllm.benchmark.process import MeasurementFailed
 from fastgen_vllm.benchmark.results import Results, Row, Sample, write_json
 from fastgen_vllm.benchmark.table import Column, facts_text, make_table, markdown
@@ -28,6 +30,18 @@ class Comparison:
     facts: dict[str, Any]
     columns: Sequence[Column]
     measure: Callable[[Engine], Sequence[Sample]]
+
+
+def sides_of(options: argparse.Namespace) -> tuple[tuple[Engine, ...], Model]:
+    """Engines and model of the options that every comparison has.
+
+    Raises:
+        ValueError: one of these options cannot be used.
+    """
+    engines = parse_engines(options.engines, options.fastgen)
+    check_files(options)
+    check_threads(options.threads)
+    return engines, find_model(options.model, options.dtype)
 
 
 def run(comparison: Comparison, options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm import ops
+from fastgen_vllm.benchmark.options import positive, positives
 from fastgen_vllm.evaluation.facts import cpu_name
 from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.memory import use_huge_pages
@@ -86,9 +87,11 @@ class Decode:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``kernels``."""
     parser.add_argument("--shapes", default=SHAPES, help="RxNxHxGxD, comma-separated")
-    parser.add_argument("--threads", default="1,2", help="numbers of threads, comma-separated")
+    parser.add_argument(
+        "--threads", type=positives, default=(1, 2), help="numbers of threads, comma-separated"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--calls", type=int, default=41, help="measured calls of each side")
+    parser.add_argument("--calls", type=positive, default=41, help="measured calls of each side")
     parser.add_argument("--isa", help="instruction set of both sides; default: the best")
     parser.add_argument("--json", type=Path, help="write all numbers here")
 
@@ -96,7 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print a Markdown table."""
     shapes = [Shape.parse(text) for text in arguments.shapes.split(",")]
-    threads = [int(text) for text in arguments.threads.split(",")]
     dtype = getattr(torch, arguments.dtype)
     load_stock(arguments.isa)
     if arguments.isa:
@@ -105,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     print("| kernel | shape | threads | µs | GB/s | of read | stock µs | stock / ours |")
     print("|---|---|---|---|---|---|---|---|")
     results = []
-    for count in threads:
+    for count in arguments.threads:
         torch.set_num_threads(count)
         bandwidth = read_bandwidth(arguments.calls)
         print(f"| read | | {count} | | {bandwidth / 1e9:.1f} | | | |", flush=True)

@@ -4,18 +4,15 @@ import argparse
 
 from fastgen_vllm.benchmark import comparison
 from fastgen_vllm.benchmark.batch import Settings
-from fastgen_vllm.benchmark.engines import Engine, parse_engines
+from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.facts import circumstances
-from fastgen_vllm.benchmark.model import find_model
 from fastgen_vllm.benchmark.options import (
     BLOCK_SIZE,
     MAX_BATCHED_TOKENS,
     add_common,
     add_load,
-    check_files,
     check_lengths,
     check_pool,
-    check_threads,
     default_threads,
     model_len,
 )
@@ -51,10 +48,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an option cannot be used; nothing has been measured.
     """
-    engines = parse_engines(options.engines, options.fastgen)
-    check_files(options)
-    check_threads(options.threads)
-    model = find_model(options.model, options.dtype)
+    engines, model = comparison.sides_of(options)
     length = options.prompt_len + options.output_len
     check_lengths(model, length, "--prompt-len and --output-len")
     check_pool(model, options.pool_gib, model_len(model, length))

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from fastgen_vllm.benchmark import comparison
 from fastgen_vllm.benchmark.client import check_flags, drive, metrics_of
 from fastgen_vllm.benchmark.datasets import Settings as DatasetSettings
-from fastgen_vllm.benchmark.engines import Engine, parse_engines
+from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.facts import circumstances
-from fastgen_vllm.benchmark.model import Model, find_model
+from fastgen_vllm.benchmark.model import Model
 from fastgen_vllm.benchmark.options import (
     BLOCK_SIZE,
     MAX_BATCHED_TOKENS,
@@ -27,10 +27,8 @@ from fastgen_vllm.benchmark.options import (
     add_common,
     add_load,
     allowed_cores,
-    check_files,
     check_lengths,
     check_pool,
-    check_threads,
     model_len,
     positive,
     positives,
@@ -79,10 +77,7 @@ def run(options: argparse.Namespace, client_flags: Sequence[str]) -> int:
     Raises:
         ValueError: an option cannot be used; nothing has been measured.
     """
-    engines = parse_engines(options.engines, options.fastgen)
-    check_files(options)
-    check_threads(options.threads)
-    model = find_model(options.model, options.dtype)
+    engines, model = comparison.sides_of(options)
     _check_client_flags(options, client_flags)
     if not _names_dataset(client_flags):
         options.prompt_len = options.prompt_len or PROMPT_LEN

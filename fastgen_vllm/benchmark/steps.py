@@ -4,18 +4,16 @@ import argparse
 from collections.abc import Sequence
 
 from fastgen_vllm.benchmark import comparison
-from fastgen_vllm.benchmark.engines import Engine, parse_engines
+from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.facts import circumstances
-from fastgen_vllm.benchmark.model import Model, find_model
+from fastgen_vllm.benchmark.model import Model
 from fastgen_vllm.benchmark.options import (
     BLOCK_SIZE,
     MAX_BATCHED_TOKENS,
     above_zero,
     add_common,
-    check_files,
     check_lengths,
     check_pool,
-    check_threads,
     default_threads,
     model_len,
     positive,
@@ -57,10 +55,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an option cannot be used; nothing has been measured.
     """
-    engines = parse_engines(options.engines, options.fastgen)
-    check_files(options)
-    check_threads(options.threads)
-    model = find_model(options.model, options.dtype)
+    engines, model = comparison.sides_of(options)
     points = plan(options.contexts, options.running)
     longest = max(options.contexts)
     check_lengths(model, longest, "--contexts")
