@@ -1,7 +1,7 @@
 """The one configuration: pydantic model, YAML presets, command line and engine share it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import (
@@ -15,7 +15,6 @@ from pydantic import (
 )
 
 PolicyName = Literal["paper", "coverage", "full"]
-Generated = Literal["keep", "replace"]
 Rung = Literal["special", "punctuation", "frequent", "local"]
 Pool = Literal["mean", "max", "min"]
 
@@ -30,6 +29,19 @@ def _parse_observe(value: object) -> object:
         text = value.strip().lower().removeprefix("last").strip()
         return int(text) if text.isdigit() else text
     return value
+
+
+#: Words for shares of generated tokens.
+GENERATED: Final = {"keep": 1.0, "replace": 0.0}
+
+
+def _parse_generated(value: object) -> object:
+    """Accept the words of ``GENERATED``; return their share."""
+    if not isinstance(value, str):
+        return value
+    if value not in GENERATED:
+        raise ValueError(f"use {' or '.join(map(repr, GENERATED))}, or a number from 0 to 1")
+    return GENERATED[value]
 
 
 Observe = Annotated[Literal["all"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)]
@@ -55,10 +67,12 @@ class CoverageOptions(_Options):
     least: float = Field(
         0, ge=0, le=1, description="kept share of the prompt that `recovery` does not go below"
     )
-    generated: Generated = Field(
-        "replace",
-        description="keep: generated tokens stay; replace: they replace the least valued ones, so "
-        "that memory stays as it is",
+    generated: Annotated[float, BeforeValidator(_parse_generated)] = Field(
+        0,
+        ge=0,
+        le=1,
+        description="slots that a head gains for every generated token: keep (1), all of them stay; "
+        "replace (0), they replace the least valued ones; or between, such as 0.5",
     )
 
 

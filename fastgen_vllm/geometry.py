@@ -46,21 +46,25 @@ class HeadField(IntEnum):
 
     FIRST_PAGE = 0  # first stream page of the head's fixed interval
     NUM_PAGES = 1  # pages of the fixed interval
-    GROWTH_PAGE = 2  # growing heads: stream page that follows the fixed interval
-    GROWTH_STRIDE = 3  # growing heads: distance between growth pages (= n_growing)
-    LENGTH = 4  # slots in use
-    RULE = 5  # StoreRule
-    PROTECTS = 6  # TokenClass bits that this head never frees
-    WINDOW = 7  # most recent tokens that are never freed
-    OBSERVED_FROM = 8  # first observed query position, for averaging values
+    GROWTH_PAGE = 2  # stream page that the head grows by first
+    GROWTH_STRIDE = 3  # distance from one growth page to the next, but for skipped ones
+    GROWTH_PERIOD = 4  # steps of growth that bring the head a page; 0: it never grows
+    SKIP_PERIOD = 5  # growth pages after which pages of other heads are skipped
+    SKIP_PAGES = 6  # how many are skipped
+    ROOM = 7  # stored tokens of the request until growth begins
+    LENGTH = 8  # slots in use
+    RULE = 9  # StoreRule
+    PROTECTS = 10  # TokenClass bits that this head never frees
+    WINDOW = 11  # most recent tokens that are never freed
+    OBSERVED_FROM = 12  # first observed query position, for averaging values
 
 
 class StoreRule(IntEnum):
     """Where a new token goes when a head stores it."""
 
-    APPEND = 0  # growing head: always the next slot
-    BY_VALUE = 1  # capped: replace the token with the least average attention
-    BY_AGE = 2  # capped: replace the oldest token
+    APPEND = 0  # always the next slot: the head grows by as many slots as tokens come
+    BY_VALUE = 1  # the next slot; if there is none, that of the least average attention
+    BY_AGE = 2  # the next slot; if there is none, that of the oldest token
 
 
 class TokenClass(IntFlag):

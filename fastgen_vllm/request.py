@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
-from fastgen_vllm.config import Generated, PolicyName
+from fastgen_vllm.config import GENERATED as GENERATED_WORDS
+from fastgen_vllm.config import PolicyName
 
 PREFIX: Final = "fastgen"
 ENABLED: Final = "fastgen"
@@ -37,7 +38,7 @@ class RequestOptions:
     recovery: float | None = None
     keep: float | None = None  # implies policy coverage
     policy: PolicyName | None = None
-    generated: Generated | None = None
+    generated: float | None = None  # slots per generated token, 0 to 1
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any] | None) -> "RequestOptions":
@@ -52,7 +53,7 @@ class RequestOptions:
             recovery=_parse_share(RECOVERY, own.pop(RECOVERY, None)),
             keep=_parse_share(KEEP, own.pop(KEEP, None)),
             policy=_parse_choice(POLICY, own.pop(POLICY, None), get_args(PolicyName)),
-            generated=_parse_choice(GENERATED, own.pop(GENERATED, None), get_args(Generated)),
+            generated=_parse_generated(own.pop(GENERATED, None)),
         )
         if options.keep is not None:
             if options.recovery is not None:
@@ -61,7 +62,8 @@ class RequestOptions:
                 raise RequestOptionError(KEEP, options.keep, f"{POLICY} must be coverage")
             options = replace(options, policy="coverage")
         if options.generated is not None and options.policy not in (None, "coverage"):
-            raise RequestOptionError(GENERATED, options.generated, f"{POLICY} must be coverage")
+            given = (arguments or {})[GENERATED]
+            raise RequestOptionError(GENERATED, given, f"{POLICY} must be coverage")
         for name, value in own.items():
             known = ", ".join((ENABLED, RECOVERY, KEEP, POLICY, GENERATED))
             raise RequestOptionError(name, value, f"known are {known}")
@@ -81,10 +83,27 @@ def _parse_enabled(value: object) -> bool:
 def _parse_share(name: str, value: object) -> float | None:
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 < value <= 1:  # type: ignore[arg-type, operator]
+    number = _number(value)
+    if number is None or not 0 < number <= 1:
         raise RequestOptionError(name, value, "use a number above 0 and at most 1")
-    return float(value)  # type: ignore[arg-type]
+    return number
+
+
+def _parse_generated(value: object) -> float | None:
+    if value is None:
+        return None
+    number = GENERATED_WORDS.get(value) if isinstance(value, str) else _number(value)
+    if number is None or not 0 <= number <= 1:
+        words = ", ".join(GENERATED_WORDS)
+        raise RequestOptionError(GENERATED, value, f"use one of {words}, or a number from 0 to 1")
+    return number
+
+
+def _number(value: object) -> float | None:
+    """``value`` as a float; None if it is no finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def _parse_choice(name: str, value: object, legal: tuple[str, ...]) -> Any:

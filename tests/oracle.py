@@ -38,7 +38,10 @@ class Head:
     """One KV head of one layer: what it keeps and how it stores."""
 
     slots: list[Slot] = field(default_factory=list)
-    capacity: int | None = None  # None: everything is kept
+    pages: int | None = None  # None: everything is kept
+    page_slots: int = 0
+    growth_period: int = 0  # pages' worth of tokens that bring another page; 0: none do
+    room: int = 0  # tokens that are stored before such pages are counted
     rule: int = StoreRule.APPEND
     protects: int = 0
     window: int = 0
@@ -46,10 +49,18 @@ class Head:
 
     def store(self, position: int, token_class: int, key: Tensor, value: Tensor) -> None:
         """Take a new token, in the place of the least valued one if there is no room."""
-        if self.capacity is not None and len(self.slots) >= self.capacity:
+        if self.pages is not None and len(self.slots) >= self._capacity(position + 1):
             self.slots.remove(self._victim(position))
         mass = math.inf if token_class & self.protects else 0.0
         self.slots.append(Slot(position, key, value, mass))
+
+    def _capacity(self, num_tokens: int) -> int:
+        assert self.pages is not None
+        pages = self.pages
+        if self.growth_period:
+            began = math.ceil(max(0, num_tokens - self.room) / self.page_slots)
+            pages += began // self.growth_period
+        return pages * self.page_slots
 
     def _victim(self, position: int) -> Slot:
         free = [slot for slot in self.slots if slot.mass != math.inf]
@@ -144,7 +155,10 @@ class Decoder:
                 record = records[layer, index].tolist()
                 head.rule = record[HeadField.RULE]
                 if head.rule != StoreRule.APPEND:
-                    head.capacity = record[HeadField.NUM_PAGES] * block_size
+                    head.pages = record[HeadField.NUM_PAGES]
+                head.page_slots = block_size
+                head.growth_period = record[HeadField.GROWTH_PERIOD]
+                head.room = record[HeadField.ROOM]
                 head.protects = record[HeadField.PROTECTS]
                 head.window = record[HeadField.WINDOW]
                 head.observed_from = record[HeadField.OBSERVED_FROM]

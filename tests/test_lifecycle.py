@@ -68,7 +68,7 @@ def test_a_requests_keep_is_the_share_that_is_kept(profile: PromptProfile) -> No
 def test_size_says_what_a_capped_plan_needs(profile: PromptProfile) -> None:
     config = FastGenConfig(policy="coverage", recovery=0.8)
     plan = plan_compaction(profile, config, RequestOptions(), GEOMETRY)
-    assert not plan.stream.growing().any()
+    assert plan.stream.size.num_appending == plan.stream.size.num_slow == 0
     copy = plan.compact(profile.token_class)
     assert copy.kept_start[-1] == plan.choice.keep.sum()
     pages = -(-(plan.choice.keep.sum(-1) + 1) // 32)
@@ -80,7 +80,7 @@ def test_size_says_what_a_capped_plan_needs(profile: PromptProfile) -> None:
 def test_size_says_what_a_plan_needs_that_keeps_generated_tokens(profile: PromptProfile) -> None:
     config = FastGenConfig(keep=0.25, coverage=CoverageOptions(generated="keep"))
     plan = plan_compaction(profile, config, RequestOptions(), GEOMETRY)
-    assert plan.stream.growing().all()
+    assert plan.stream.size.num_appending == plan.choice.index.numel()
     kept = plan.choice.keep.sum(-1)
     pages = -(-kept // 32)
     assert plan.stream.size.fixed_pages == int(pages.sum())

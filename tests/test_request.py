@@ -25,7 +25,7 @@ def test_all_options() -> None:
         }
     )
     assert options == RequestOptions(
-        enabled=False, recovery=0.97, policy="coverage", generated="keep"
+        enabled=False, recovery=0.97, policy="coverage", generated=1.0
     )
 
 
@@ -83,6 +83,8 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         ({"fastgen_keep": True}, "fastgen_keep"),
         ({"fastgen_generated": "drop"}, "fastgen_generated"),
         ({"fastgen_generated": True}, "fastgen_generated"),
+        ({"fastgen_generated": -0.1}, "fastgen_generated"),
+        ({"fastgen_generated": 1.5}, "fastgen_generated"),
         ({"fastgen_policy": "best"}, "fastgen_policy"),
         ({"fastgen_policy": 3}, "fastgen_policy"),
         ({"fastgen_policy": ["paper"]}, "fastgen_policy"),

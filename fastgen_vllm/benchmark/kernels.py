@@ -223,6 +223,7 @@ def make_decode(
         record[:, HeadField.NUM_PAGES] = 1
         record[:, HeadField.GROWTH_PAGE] = head + shape.heads
         record[:, HeadField.GROWTH_STRIDE] = shape.heads
+        record[:, HeadField.GROWTH_PERIOD] = 1
         record[:, HeadField.LENGTH] = lengths[:, head].int()
         record[:, HeadField.RULE] = rule
     arena = torch.randn(page, generator=generator).to(dtype)

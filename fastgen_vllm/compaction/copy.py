@@ -65,15 +65,15 @@ def copy_for(
 def _free_excess(
     keep: Tensor, value: Tensor, position: Tensor, plan: StreamPlan, records: Tensor
 ) -> None:
-    """Drop from `keep`, in place, what exceeds the capacity of capped heads.
+    """Drop from `keep`, in place, what exceeds the capacity of its head.
 
     The order is that of the ``store`` op: unprotected tokens outside the window first, least
     average attention (or oldest) first; then unprotected ones in the window, oldest first;
     then protected ones, oldest first.
     """
-    capacity = plan.capacity().flatten()
-    over = (~plan.growing().flatten()) & (keep.sum(-1) > capacity)
     num_stored = len(position)
+    capacity = plan.capacity(num_stored).flatten()
+    over = keep.sum(-1) > capacity
     for head in over.nonzero()[:, 0].tolist():
         tokens = keep[head].nonzero()[:, 0]
         record = records[head].tolist()

@@ -195,20 +195,22 @@ class EvaluationEngine:
         request = self._core.scheduler.requests.get(request_id)
         if request is None or outcome.kept is None:
             return
-        waits = request.num_output_tokens >= 2 and self._runtime.held_by(request_id) is None
+        waits = request.num_output_tokens >= 2 and not self._runtime.is_compacted(request_id)
         if waits or request.num_preemptions:
             raise ValueError("--pool-gib: too small, requests wait for room; give more.")
 
     def _note_memory(self, request_id: str, outcome: Outcome) -> None:
         request = self._core.scheduler.requests.get(request_id)
-        held = self._runtime.held_by(request_id)
-        if request is None or held is None:
+        if request is None:
+            return
+        stored = request.num_computed_tokens
+        held = self._runtime.held_by(request_id, stored)
+        if held is None:
             return
         generated = request.num_output_tokens
         step = max(1, outcome.job.num_tokens // (_MEMORY_POINTS - 1))
         if outcome.memory and generated < outcome.memory[-1].generated + step:
             return
-        stored = request.num_computed_tokens
         geometry = self._runtime.geometry
         manager = self._core.scheduler.kv_cache_manager
         row = len(manager.get_block_ids(request_id)[0])

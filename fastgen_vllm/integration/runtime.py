@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.geometry import CacheGeometry, HeadField, StoreRule
+from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
-from fastgen_vllm.pages.size import cdiv
+from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
 
@@ -67,6 +67,7 @@ class TrackedRequest:
     prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
     plan: CompactionPlan | None = None
     lane: int | None = None  # row of `heads` once compacted
+    size: StreamSize | None = None  # of the page stream once compacted
     later_class: list[int] = field(default_factory=list)  # tokens N.. stored on stock pages
 
     @property
@@ -77,7 +78,8 @@ class TrackedRequest:
     def restart(self) -> None:
         """Forget everything but the prompt: the request was preempted."""
         self.next_observed = self.observed_from
-        self.attention = self.energy = self.prompt_row = self.plan = self.lane = None
+        self.attention = self.energy = self.prompt_row = self.plan = None
+        self.lane = self.size = None
         self.later_class.clear()
 
 
@@ -159,6 +161,7 @@ class FastGenRuntime:
         stored = torch.cat([request.prompt_class, later])
         assert len(stored) == order.num_stored, "worker and scheduler count tokens differently"
         copy = request.plan.compact(stored)
+        request.size = request.plan.stream.size
         request.plan = None
         request.later_class.clear()
         request.lane = self._free_lanes.pop()
@@ -191,18 +194,18 @@ class FastGenRuntime:
         """Shape of the cache."""
         return self._geometry
 
-    def held_by(self, request_id: str) -> Held | None:
-        """What a compacted request holds, all layers and heads; None for another one."""
+    def is_compacted(self, request_id: str) -> bool:
+        """Whether the request decodes over a page stream."""
         request = self._requests.get(request_id)
-        if request is None or request.lane is None:
+        return request is not None and request.lane is not None
+
+    def held_by(self, request_id: str, num_tokens: int) -> Held | None:
+        """What a compacted request of so many stored tokens holds; None for another one."""
+        request = self._requests.get(request_id)
+        if request is None or request.size is None:
             return None
         length = self._heads[request.lane, ..., HeadField.LENGTH]
-        fixed = self._heads[request.lane, ..., HeadField.NUM_PAGES]
-        growing = self._heads[request.lane, ..., HeadField.RULE] == StoreRule.APPEND
-        grown = (-(-length // self._geometry.block_size) - fixed).clamp(min=0)
-        # Heads that append grow in step: each has as many pages more as the fullest one.
-        pages = int(fixed.sum()) + int(growing.sum()) * int(grown.max())
-        return Held(slots=int(length.sum()), pages=pages)
+        return Held(slots=int(length.sum()), pages=request.size.pages(num_tokens))
 
     def kept_positions(self, request_id: str, block_row: list[int]) -> list[list[list[int]]]:
         """Positions that every head of a compacted request holds now, ``[L][H]``, sorted.
@@ -223,6 +226,7 @@ class FastGenRuntime:
             page = record[HeadField.FIRST_PAGE] + index
             if (grown := index - record[HeadField.NUM_PAGES]) >= 0:
                 page = record[HeadField.GROWTH_PAGE] + grown * record[HeadField.GROWTH_STRIDE]
+                page += grown // record[HeadField.SKIP_PERIOD] * record[HeadField.SKIP_PAGES]
             block, inside = divmod(page, self._geometry.pages_per_block)
             positions += self._positions[block_row[block], inside].tolist()
         return sorted(positions[: record[HeadField.LENGTH]])

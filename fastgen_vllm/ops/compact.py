@@ -31,7 +31,7 @@ def compact(
         kept: int32 ``[K]`` token positions, head after head in ``(l, h)`` order.
         kept_start: int64 ``[L*H + 1]``, half-open bounds of each head in ``kept``.
         kept_value: float32 ``[K]`` accumulated attention mass; ``+inf`` marks a protected token.
-        heads: int32 ``[L, H, 9]`` head records (``HeadField``), ``LENGTH`` = tokens kept.
+        heads: int32 ``[L, H, 13]`` head records (``HeadField``), ``LENGTH`` = tokens kept.
         positions: int32 ``[B, L*H, S]`` token position of each slot. Changed in place.
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
 

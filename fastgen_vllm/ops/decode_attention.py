@@ -33,7 +33,7 @@ def decode_attention(
         pool: ``"mean"``, ``"max"`` or ``"min"`` over the ``G`` query heads of a head.
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
             dimensions contiguous, ``S`` and ``D`` multiples of 32.
-        heads: int32 ``[lanes, L, H, 9]`` head records (``HeadField``), every ``LENGTH >= 1``.
+        heads: int32 ``[lanes, L, H, 13]`` head records (``HeadField``), every ``LENGTH >= 1``.
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
         output: ``[T, H*G, D]`` of the arena's dtype; last dimension contiguous. The rows of
             ``token_index`` are overwritten, others are left alone.

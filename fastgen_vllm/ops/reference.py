@@ -29,7 +29,8 @@ def slots_of(
     page = slots // (rows // 2)
     beyond = page - record[HeadField.NUM_PAGES]
     growth = record[HeadField.GROWTH_PAGE] + beyond * record[HeadField.GROWTH_STRIDE]
-    stream = torch.where(beyond < 0, record[HeadField.FIRST_PAGE] + page, growth)
+    skipped = beyond // record[HeadField.SKIP_PERIOD].clamp(min=1) * record[HeadField.SKIP_PAGES]
+    stream = torch.where(beyond < 0, record[HeadField.FIRST_PAGE] + page, growth + skipped)
     pages_per_block = num_layers * num_heads
     return row[stream // pages_per_block].long(), stream % pages_per_block, slots % (rows // 2)
 
@@ -114,8 +115,15 @@ def compact(
             values[block, page, slot] = kept_value[first + i]
 
 
+def _granted_pages(record: Tensor, num_tokens: int, slots: int) -> int:
+    """Pages that a head may use once its request has stored so many tokens."""
+    steps = -(-max(0, num_tokens - int(record[HeadField.ROOM])) // slots)
+    period = int(record[HeadField.GROWTH_PERIOD])
+    return int(record[HeadField.NUM_PAGES]) + (steps // period if period else 0)
+
+
 def _victim(record: Tensor, position: Tensor, value: Tensor, token_position: int) -> int:
-    """Slot of a capped head, all in use, that a token at ``token_position`` replaces."""
+    """Slot of a head, all in use, that a token at ``token_position`` replaces."""
     free = value != float("inf")
     outside = position <= token_position - int(record[HeadField.WINDOW])
     worth = torch.zeros_like(value)
@@ -152,7 +160,7 @@ def store(
             record = heads[lane, layer, head]
             length = int(record[HeadField.LENGTH])
             appends = record[HeadField.RULE] == StoreRule.APPEND
-            if appends or length < record[HeadField.NUM_PAGES] * slots:
+            if appends or length < _granted_pages(record, int(token_position[r]) + 1, slots) * slots:
                 chosen = length
                 record[HeadField.LENGTH] += 1
             else:

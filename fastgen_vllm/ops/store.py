@@ -20,8 +20,10 @@ def store(
 ) -> None:
     """Write one new token of each of ``R`` requests into each head of one layer.
 
-    A head that appends, or whose fixed pages have room, takes its next slot and grows ``LENGTH``
-    by one. Any other replaces a token:
+    A head that appends, or whose pages have room, takes its next slot and grows ``LENGTH`` by one.
+    Its pages are ``NUM_PAGES`` and, unless ``GROWTH_PERIOD`` is 0, one more for every
+    ``GROWTH_PERIOD * S`` of the ``token_position + 1 - ROOM`` last tokens, whose number is rounded
+    up to whole ``S``. Any other head replaces a token:
 
     - among slots at ``position <= token_position - WINDOW`` whose value is not ``+inf``: under
       ``BY_VALUE`` the least value per query, ``value / max(1, token_position - max(position,
@@ -41,7 +43,7 @@ def store(
         layer: in ``[0, L)``.
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
             dimensions contiguous, ``S`` and ``D`` multiples of 32. Changed in place.
-        heads: int32 ``[lanes, L, H, 9]`` head records (``HeadField``). Changed in place.
+        heads: int32 ``[lanes, L, H, 13]`` head records (``HeadField``). Changed in place.
         positions: int32 ``[B, L*H, S]`` token position of each slot. Changed in place.
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
 

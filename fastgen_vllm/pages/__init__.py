@@ -8,17 +8,21 @@ page stream; heads own intervals of it, so no table of page ids is stored or shi
                       each block holds LH = L*H pages
 
     [0, fixed_pages)      fixed part, one interval per head, in (layer, head) order:
-                          capped head:    ceil((kept + 1) / S) pages, never more
-                          growing head:   ceil(kept / S) pages
-    [fixed_pages, ...)    growth part, in steps of n_growing pages: step j holds the j-th
-                          further page of every growing head, in (layer, head) order
+                          head that appends:  ceil(kept / S) pages
+                          any other:          ceil((kept + 1) / S) pages
+    [fixed_pages, ...)    growth part, step by step: a page of every head that appends (``A`` of
+                          them), and in every ``k``-th step then one of every slowly growing
+                          head (``B``), each in (layer, head) order
 
-    i-th page of a head:  i < num_pages   first_page + i
-                          otherwise       fixed_pages + rank + (i - num_pages) * n_growing
+    i-th page of a head:  i < num_pages       first_page + i
+                          beyond, g = i - num_pages:
+                            appends           fixed_pages + rank + g * A + g // k * B
+                            grows slowly      fixed_pages + k * A + rank + g * (k * A + B)
 
-So a request of any length needs ``fixed_pages + n_growing * growth(length)`` pages, where growth
-starts when the first growing head is full: three integers tell the scheduler everything. Waste:
-below one page per head and one block per request.
+A step comes with every ``S`` tokens, from when the first head that appends is full, or from the
+end of the prompt if none appends. So a request of any length needs ``fixed_pages + A * steps +
+B * (steps // k)`` pages: five integers tell the scheduler everything. Waste: below one page per
+head and one block per request; a slowly growing head has its page up to ``k`` steps late.
 """
 
 from fastgen_vllm.pages.plan import StreamPlan

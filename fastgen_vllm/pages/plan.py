@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgen_vllm.geometry import CacheGeometry, HeadField, StoreRule
+from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.pages.size import StreamSize, cdiv
-from fastgen_vllm.policy.base import Choice
+from fastgen_vllm.policy.base import Choice, Policy
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class StreamPlan:
     def make(cls, choice: Choice, num_observed: int, geometry: CacheGeometry) -> "StreamPlan":
         """Lay out the heads of one request.
 
-        A capped head gets room for its kept tokens and one more, but no more than the prompt's
-        pages: replacing in place needs no spare slot. A head that appends gets room for its
-        kept tokens; all such heads grow when the first of them is full.
+        A head that appends gets room for its kept tokens; all such heads grow when the first of
+        them is full. Any other gets room for its kept tokens and one more, but no more than the
+        prompt's pages: replacing in place needs no spare slot.
         """
         num_tokens = choice.keep.shape[-1]
         block_size = geometry.block_size
@@ -32,42 +32,66 @@ class StreamPlan:
         rule = torch.tensor([policy.rule for policy in choice.policies])[choice.index]
         protects = torch.tensor([policy.protects for policy in choice.policies])[choice.index]
         windows = torch.tensor([policy.window(num_tokens) for policy in choice.policies])
-        growing = rule == StoreRule.APPEND
-        num_growing = int(growing.sum())
+        period = torch.tensor([growth_period(policy) for policy in choice.policies])[choice.index]
+        appending, slow = period == 1, period > 1
 
         kept = choice.keep.sum(-1)
         num_pages = ((kept + block_size) // block_size).clamp(max=prompt_pages)
-        num_pages[growing] = -(-kept[growing] // block_size)
-        slack = num_pages[growing] * block_size - kept[growing]
-        room = num_tokens + int(slack.min()) if num_growing else 0
-
+        num_pages[appending] = -(-kept[appending] // block_size)
+        slack = num_pages[appending] * block_size - kept[appending]
         flat = num_pages.flatten()
-        first_page = (flat.cumsum(0) - flat).view_as(num_pages)
-        rank = (growing.flatten().cumsum(0) - 1).view_as(num_pages)
-        fixed_pages = int(flat.sum())
+        size = StreamSize(
+            fixed_pages=int(flat.sum()),
+            num_appending=int(appending.sum()),
+            num_slow=int(slow.sum()),
+            slow_period=int(period[slow].min()) if slow.any() else 1,
+            room=num_tokens + (int(slack.min()) if appending.any() else 0),
+            pages_per_block=geometry.pages_per_block,
+            block_size=block_size,
+        )
 
         records = torch.zeros(*num_pages.shape, len(HeadField), dtype=torch.int32)
-        records[..., HeadField.FIRST_PAGE] = first_page.int()
+        records[..., HeadField.FIRST_PAGE] = (flat.cumsum(0) - flat).view_as(num_pages).int()
         records[..., HeadField.NUM_PAGES] = num_pages.int()
-        records[..., HeadField.GROWTH_PAGE] = (fixed_pages + rank).int()
-        records[..., HeadField.GROWTH_STRIDE] = num_growing
+        _lay_out_growth(records, appending, slow, size)
         records[..., HeadField.RULE] = rule.int()
         records[..., HeadField.PROTECTS] = protects.int()
         records[..., HeadField.WINDOW] = windows[choice.index].int()
         records[..., HeadField.OBSERVED_FROM] = num_tokens - num_observed
-        size = StreamSize(
-            fixed_pages=fixed_pages,
-            num_growing=num_growing,
-            room=room,
-            pages_per_block=geometry.pages_per_block,
-            block_size=block_size,
-        )
         return cls(size, records)
 
-    def capacity(self) -> Tensor:
-        """[L, H] int64, slots of each head's fixed interval."""
-        return self.records[..., HeadField.NUM_PAGES].long() * self.size.block_size
+    def capacity(self, num_tokens: int) -> Tensor:
+        """[L, H] int64, slots that each head may use when the request stores so many tokens."""
+        period = self.records[..., HeadField.GROWTH_PERIOD].long()
+        steps = self.size.steps(num_tokens)
+        grown = torch.where(period > 0, steps // period.clamp(min=1), 0)
+        return (self.records[..., HeadField.NUM_PAGES] + grown) * self.size.block_size
 
-    def growing(self) -> Tensor:
-        """[L, H] bool, heads that append."""
-        return self.records[..., HeadField.RULE] == StoreRule.APPEND
+
+def growth_period(policy: Policy) -> int:
+    """Steps of growth in which a head of the policy gains a page: 0 never, 1 with every step.
+
+    Rounded down, so that a head gains no less than ``policy.growth`` slots per token.
+    """
+    return int(1 / policy.growth + 1e-6) if policy.growth > 0 else 0
+
+
+def _lay_out_growth(records: Tensor, appending: Tensor, slow: Tensor, size: StreamSize) -> None:
+    """Fill in where the heads' growth pages lie. Masks are [L, H] bool."""
+
+    def rank(among: Tensor) -> Tensor:
+        return (among.flatten().cumsum(0) - 1).view_as(among)[among].int()
+
+    records[..., HeadField.SKIP_PERIOD] = size.slow_period
+    records[..., HeadField.ROOM] = size.room
+
+    first = size.fixed_pages + rank(appending)
+    records[..., HeadField.GROWTH_PAGE][appending] = first
+    records[..., HeadField.GROWTH_STRIDE][appending] = size.num_appending
+    records[..., HeadField.GROWTH_PERIOD][appending] = 1
+    records[..., HeadField.SKIP_PAGES][appending] = size.num_slow
+
+    between = size.slow_period * size.num_appending
+    records[..., HeadField.GROWTH_PAGE][slow] = size.fixed_pages + between + rank(slow)
+    records[..., HeadField.GROWTH_STRIDE][slow] = between + size.num_slow
+    records[..., HeadField.GROWTH_PERIOD][slow] = size.slow_period

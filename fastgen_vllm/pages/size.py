@@ -12,15 +12,22 @@ class StreamSize(NamedTuple):
     """Size of a page stream as a function of the request's length."""
 
     fixed_pages: int  # pages of all heads at compaction
-    num_growing: int  # heads that append: one more page each per S tokens
-    room: int  # tokens, prompt and generated, until the heads that append must grow
+    num_appending: int  # A: heads that gain a page in every step of growth
+    num_slow: int  # B: heads that gain one in every `slow_period`-th step
+    slow_period: int  # k
+    room: int  # tokens, prompt and generated, until growth begins
     pages_per_block: int  # L * H
     block_size: int  # S
 
+    def steps(self, num_tokens: int) -> int:
+        """Steps of growth of a request with ``num_tokens`` stored tokens."""
+        return cdiv(max(0, num_tokens - self.room), self.block_size)
+
     def pages(self, num_tokens: int) -> int:
         """Stream pages of a request with ``num_tokens`` stored tokens."""
-        growth = cdiv(max(0, num_tokens - self.room), self.block_size)
-        return self.fixed_pages + self.num_growing * growth
+        steps = self.steps(num_tokens)
+        slow = self.num_slow * (steps // self.slow_period)
+        return self.fixed_pages + self.num_appending * steps + slow
 
     def blocks(self, num_tokens: int) -> int:
         """Blocks of a request with ``num_tokens`` stored tokens."""

@@ -27,6 +27,11 @@ class Policy(ABC):
         return StoreRule.BY_AGE
 
     @property
+    def growth(self) -> float:
+        """Slots that a head gains for every generated token, from 0 to 1."""
+        return 0.0
+
+    @property
     def protects(self) -> TokenClass:
         """Token classes that stay when they are generated."""
         return TokenClass.PLAIN
@@ -61,6 +66,10 @@ class Union(Policy):
     def rule(self) -> StoreRule:
         rules = {self.first.rule, self.second.rule}
         return StoreRule.BY_VALUE if StoreRule.BY_VALUE in rules else StoreRule.BY_AGE
+
+    @property
+    def growth(self) -> float:
+        return max(self.first.growth, self.second.growth)
 
     @property
     def protects(self) -> TokenClass:

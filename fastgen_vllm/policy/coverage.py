@@ -22,7 +22,7 @@ class Coverage(Selector):
     Attributes:
         recent: share of the kept tokens that are the most recent, in [0, 1].
         sinks: first tokens that are kept.
-        keep_generated: whether heads append generated tokens, or replace their least valued.
+        generated: slots that heads gain for every generated token, from 0 to 1.
         least: kept share that recovery does not go below, in [0, 1]: attention of long prompts
             is covered by ever smaller shares, which then lack what few queries look for.
         share: kept share of the prompt, in (0, 1]; None goes by recovery.
@@ -30,7 +30,7 @@ class Coverage(Selector):
 
     recent: float
     sinks: int
-    keep_generated: bool = False
+    generated: float = 0.0
     least: float = 0.0
     share: float | None = None
 
@@ -46,7 +46,7 @@ class Coverage(Selector):
     def _spend(self, total: int, profile: PromptProfile) -> Important:
         num_heads = profile.attention[..., 0].numel()
         recent = max(1, math.ceil(self.recent * total / num_heads))
-        return Important(total, recent, self.sinks, self.keep_generated)
+        return Important(total, recent, self.sinks, self.generated)
 
     def _fewest(self, recovery: float, profile: PromptProfile) -> Important:
         """Bisect, to one token a head: recovery grows with the budget, as kept sets are nested."""

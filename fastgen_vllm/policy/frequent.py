@@ -15,11 +15,13 @@ from fastgen_vllm.profile.prompt import PromptProfile
 class Frequent(Policy):
     """Keeps the ``ratio * N`` tokens with the most attention per query that saw them.
 
+    ``N`` is the current length: in decode a head gains ``ratio`` slots for every token.
+
     Source: arXiv 2310.01801 section 3.2, after H2O (arXiv 2306.14048). The average
     instead of the sum, because a sum favours early tokens. Ties keep the earlier token.
 
     Attributes:
-        ratio: ``r_f``, share of the prompt, in (0, 1].
+        ratio: ``r_f``, share of the tokens, in (0, 1].
     """
 
     ratio: float
@@ -37,3 +39,7 @@ class Frequent(Policy):
     @property
     def rule(self) -> StoreRule:
         return StoreRule.BY_VALUE
+
+    @property
+    def growth(self) -> float:
+        return self.ratio

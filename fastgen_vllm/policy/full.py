@@ -25,6 +25,10 @@ class Full(Policy, Selector):
     def rule(self) -> StoreRule:
         return StoreRule.APPEND
 
+    @property
+    def growth(self) -> float:
+        return 1.0
+
     def choose(self, profile: PromptProfile, recovery: float) -> Choice:
         heads = profile.attention.shape[:2]
         return Choice(

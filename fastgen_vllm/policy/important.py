@@ -24,13 +24,14 @@ class Important(Policy):
         total: tokens to keep, summed over layers and heads.
         recent: most recent tokens, kept by every head.
         sinks: first tokens, kept by every head.
-        keep_generated: whether heads append generated tokens, or replace their least valued.
+        generated: slots that a head gains for every generated token, from 0 to 1. At 1 all
+            generated tokens stay, below they replace the least valued tokens once slots are full.
     """
 
     total: int
     recent: int
     sinks: int
-    keep_generated: bool
+    generated: float
 
     @property
     def name(self) -> str:
@@ -50,7 +51,11 @@ class Important(Policy):
 
     @property
     def rule(self) -> StoreRule:
-        return StoreRule.APPEND if self.keep_generated else StoreRule.BY_VALUE
+        return StoreRule.APPEND if self.generated == 1 else StoreRule.BY_VALUE
+
+    @property
+    def growth(self) -> float:
+        return self.generated
 
     def window(self, num_tokens: int) -> int:
         return self.recent

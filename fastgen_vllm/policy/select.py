@@ -22,13 +22,12 @@ def selector_for(config: FastGenConfig, request: RequestOptions) -> Selector:
             return Full()
         case "coverage":
             options = config.coverage
-            generated = request.generated or options.generated
             # A request that asks for a recovery does not mean the configured share.
             share = config.keep if request.recovery is None else None
             return Coverage(
                 recent=options.recent,
                 sinks=options.sinks,
-                keep_generated=generated == "keep",
+                generated=options.generated if request.generated is None else request.generated,
                 least=options.least,
                 share=request.keep or share,
             )

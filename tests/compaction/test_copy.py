@@ -54,13 +54,13 @@ def test_full_head_takes_later_tokens() -> None:
 
 def test_partly_kept_head_that_appends_takes_all_later_tokens() -> None:
     """Its two kept tokens fill no page, and 50 more are beyond that page: nothing goes."""
-    policy = Important(total=2, recent=1, sinks=0, keep_generated=True)
+    policy = Important(total=2, recent=1, sinks=0, generated=1.0)
     positions, _ = copy_one(policy, [7, 39], torch.ones(40), later=50)
     assert positions == [7, *range(39, 90)]
 
 
 def test_partly_kept_head_that_replaces_stays_within_its_pages() -> None:
-    policy = Important(total=2, recent=1, sinks=0, keep_generated=False)
+    policy = Important(total=2, recent=1, sinks=0, generated=0.0)
     positions, _ = copy_one(policy, [7, 39], torch.ones(40), later=50)
     assert len(positions) == S
     assert positions[-1] == 89

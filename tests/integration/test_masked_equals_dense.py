@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig, PaperOptions
-from fastgen_vllm.geometry import CacheGeometry
+from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.request import RequestOptions
@@ -40,6 +40,13 @@ CONFIGS = {
         observe=64,
         force=True,
         coverage=CoverageOptions(generated="keep"),
+    ),
+    "growing": FastGenConfig(
+        policy="coverage",
+        keep=0.3,
+        observe=64,
+        force=True,
+        coverage=CoverageOptions(recent=0.2, generated=0.5),
     ),
     "share-generated": FastGenConfig(
         policy="coverage",
@@ -159,7 +166,7 @@ def test_generated_tokens_stay_in_partly_kept_heads(name: str, tiny_llama: Path)
     """For nine pages, and heads that were full at different times."""
     plan, kept = run_tiny(name, tiny_llama, max_tokens=300)
     counts = plan.choice.keep.sum(-1)
-    assert plan.stream.growing().all()
+    assert plan.stream.size.num_appending == counts.numel()
     assert not plan.choice.keep.all(-1).any(), "a head is kept whole"
     assert len(set((counts % BLOCK_SIZE).flatten().tolist())) > 1, "all heads grow at once"
     lengths = {
@@ -173,7 +180,20 @@ def test_generated_tokens_stay_in_partly_kept_heads(name: str, tiny_llama: Path)
         assert generated == list(range(203, 203 + len(generated)))
 
 
-@pytest.mark.parametrize("name", ["paper", "coverage", "generated"])
+@pytest.mark.parametrize(("name", "appending"), [("growing", False), ("frequent", True)])
+def test_capacity_grows_with_the_answer(name: str, appending: bool, tiny_llama: Path) -> None:
+    """Slowly growing heads alone, and beside heads that append: both ways through the stream."""
+    plan, kept = run_tiny(name, tiny_llama, max_tokens=300)
+    size = plan.stream.size
+    assert size.num_slow > 0 and (size.num_appending > 0) == appending
+    assert size.steps(203 + 290) >= 2 * size.slow_period, "heads grow by less than two pages"
+    slow = plan.stream.records[..., HeadField.GROWTH_PERIOD] == size.slow_period
+    before, now = (plan.stream.capacity(203 + generated) for generated in (230, 298))
+    for layer, head in slow.nonzero().tolist():
+        assert before[layer, head] <= len(kept[layer][head]) <= now[layer, head]
+
+
+@pytest.mark.parametrize("name", ["paper", "coverage", "generated", "growing"])
 def test_real_model(name: str, default_model: Path) -> None:
     text = Path(torch.__file__).parent.joinpath("functional.py").read_text()
     tokenizer = AutoTokenizer.from_pretrained(default_model)

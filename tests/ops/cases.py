@@ -78,32 +78,42 @@ class HeadPlan:
     protects: int = 0
     window: int = 0
     observed_from: int = 0
+    growth_period: int = 0  # of a head that does not append
+    room: int = 0  # beyond which a head that does not append grows
 
 
 def make_records(plans: list[HeadPlan], L: int, H: int, S: int) -> tuple[Tensor, int]:
-    """Records int32 ``[L, H, 9]`` of one lane and the pages its stream needs, with room to grow."""
+    """Records int32 ``[L, H, 13]`` of one lane and the pages its stream needs, with room to grow.
+
+    Heads that append skip a page of every other growing head after two pages of their own.
+    """
     fixed = [p.fixed if p.fixed is not None else -(-p.length // S) for p in plans]
     full = [i for i, p in enumerate(plans) if p.rule == StoreRule.APPEND]
+    slow = [i for i, p in enumerate(plans) if i not in full and p.growth_period]
     total = sum(fixed)
     records = torch.zeros(L * H, len(HeadField), dtype=torch.int32)
     growth = 1
     for i, plan in enumerate(plans):
-        growth_page = total + full.index(i) if i in full else 0
-        records[i] = torch.tensor(
-            [
-                sum(fixed[:i]),
-                fixed[i],
-                growth_page,
-                len(full) if i in full else 0,
-                plan.length,
-                plan.rule,
-                plan.protects,
-                plan.window,
-                plan.observed_from,
-            ]
-        )
+        records[i, HeadField.FIRST_PAGE] = sum(fixed[:i])
+        records[i, HeadField.NUM_PAGES] = fixed[i]
+        records[i, HeadField.SKIP_PERIOD] = 2
+        if i in full:
+            records[i, HeadField.GROWTH_PAGE] = total + full.index(i)
+            records[i, HeadField.GROWTH_STRIDE] = len(full)
+            records[i, HeadField.GROWTH_PERIOD] = 1
+            records[i, HeadField.SKIP_PAGES] = len(slow)
+        elif i in slow:
+            records[i, HeadField.GROWTH_PAGE] = total + 2 * len(full) + slow.index(i)
+            records[i, HeadField.GROWTH_STRIDE] = 2 * len(full) + len(slow)
+            records[i, HeadField.GROWTH_PERIOD] = plan.growth_period
+            records[i, HeadField.ROOM] = plan.room
+        records[i, HeadField.LENGTH] = plan.length
+        records[i, HeadField.RULE] = plan.rule
+        records[i, HeadField.PROTECTS] = plan.protects
+        records[i, HeadField.WINDOW] = plan.window
+        records[i, HeadField.OBSERVED_FROM] = plan.observed_from
         growth = max(growth, plan.length // S + 1 - fixed[i])
-    return records.view(L, H, -1), total + growth * len(full)
+    return records.view(L, H, -1), total + (growth + 2) * (len(full) + len(slow))
 
 
 def write_stream(cache: Cache, row: Tensor, record: Tensor, key: Tensor, value: Tensor) -> None:

@@ -105,6 +105,33 @@ def test_capped_head_fills_its_pages_first(isa: str, rule: StoreRule) -> None:
     assert request.heads[0, 0, 0, HeadField.LENGTH] == 2 * S
 
 
+def test_slowly_growing_head_gains_a_page_with_every_second_step(isa: str) -> None:
+    """Beside heads that append and skip its pages; `store` compares pages with the reference."""
+    growing = HeadPlan(S, StoreRule.BY_VALUE, growth_period=2, room=100)
+    request = Request(HeadPlan(S), growing, HeadPlan(2 * S, fixed=1))
+    values = torch.arange(S, dtype=torch.float32)
+    request.set_metadata(1, torch.arange(S), values)
+    lengths = []
+    for position in range(100, 100 + 5 * S):
+        request.store(position)
+        lengths.append(int(request.heads[0, 0, 1, HeadField.LENGTH]))
+    second, fourth = S + 1, 3 * S + 1  # tokens with which the second and fourth step begin
+    assert lengths[: second - 1] == [S] * (second - 1)
+    assert lengths[second - 1 : second + 2] == [S + 1, S + 2, S + 3]
+    assert lengths[fourth - 2 : fourth] == [2 * S, 2 * S + 1]
+    assert lengths[-1] == 3 * S
+    assert request.heads[0, 0, [0, 2], HeadField.LENGTH].tolist() == [6 * S, 7 * S]
+
+
+def test_victim_in_a_page_that_the_head_grew_by(isa: str) -> None:
+    growing = HeadPlan(2 * S, StoreRule.BY_AGE, fixed=1, growth_period=2, room=100)
+    request = Request(growing, HeadPlan(S))
+    positions = torch.arange(2 * S).roll(S)  # the oldest token lies in the second page
+    request.set_metadata(0, positions, torch.zeros(2 * S))
+    request.store(100 + 2 * S - 1)
+    assert request.slot_of_position(0, 100 + 2 * S - 1) == S
+
+
 def test_least_value_per_query_goes(isa: str) -> None:
     request = Request(HeadPlan(2 * S, StoreRule.BY_VALUE, observed_from=80))
     positions = torch.arange(2 * S)

@@ -32,14 +32,14 @@ def positions(keep: Tensor) -> list[list[int]]:
 
 def test_important_keeps_first_and_recent_tokens_of_every_head() -> None:
     profile = make_profile(torch.zeros(1, 2, 10))
-    policy = Important(total=0, recent=2, sinks=3, keep_generated=False)
+    policy = Important(total=0, recent=2, sinks=3, generated=0.0)
     assert positions(policy.keep(profile)) == [[0, 1, 2, 8, 9]] * 2
 
 
 def test_important_spends_the_rest_on_the_most_important_of_all_heads() -> None:
     first = [0.0, 9.0, 0.0, 8.0, 7.0, 0.0]
     second = [0.0, 0.0, 6.0, 5.0, 5.0, 9.9]
-    policy = Important(total=5, recent=1, sinks=0, keep_generated=False)
+    policy = Important(total=5, recent=1, sinks=0, generated=0.0)
     # Two are recent; the other three are 9, 8 and 7, all of the first head.
     assert positions(policy.keep(make_profile(torch.tensor([[first, second]])))) == [
         [1, 3, 4, 5],
@@ -99,13 +99,16 @@ def test_the_most_recent_token_is_always_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep_generated", "rule"), [(True, StoreRule.APPEND), (False, StoreRule.BY_VALUE)]
+    ("generated", "rule"),
+    [(1.0, StoreRule.APPEND), (0.5, StoreRule.BY_VALUE), (0.0, StoreRule.BY_VALUE)],
 )
-def test_rule_of_partly_kept_heads(keep_generated: bool, rule: StoreRule) -> None:
-    coverage = Coverage(recent=0.5, sinks=0, keep_generated=keep_generated, share=0.5)
+def test_rule_of_partly_kept_heads(generated: float, rule: StoreRule) -> None:
+    coverage = Coverage(recent=0.5, sinks=0, generated=generated, share=0.5)
     choice = coverage.choose(random_profile(1, 2, 40), 0.5)
     assert not choice.keep.all(-1).any()
-    assert [choice.policies[i].rule for i in choice.index.flatten()] == [rule] * 2
+    policies = [choice.policies[i] for i in choice.index.flatten()]
+    assert [policy.rule for policy in policies] == [rule] * 2
+    assert [policy.growth for policy in policies] == [generated] * 2
 
 
 def test_a_head_that_keeps_everything_is_full() -> None:

@@ -29,7 +29,7 @@ def test_full() -> None:
 def test_coverage_takes_its_options() -> None:
     options = CoverageOptions(recent=0.25, sinks=7, generated="keep")
     config = FastGenConfig(policy="coverage", keep=0.3, coverage=options)
-    expected = Coverage(recent=0.25, sinks=7, keep_generated=True, share=0.3)
+    expected = Coverage(recent=0.25, sinks=7, generated=1.0, share=0.3)
     assert selector_for(config, AS_CONFIGURED) == expected
 
 
@@ -60,16 +60,20 @@ def test_a_requests_policy_alone_leaves_the_configured_keep() -> None:
     assert coverage_of(FastGenConfig(keep=0.3), fastgen_policy="coverage").share == 0.3
 
 
-@pytest.mark.parametrize("configured", ["keep", "replace"])
-@pytest.mark.parametrize("asked", ["keep", "replace"])
-def test_a_requests_generated_goes_before_the_configured_one(configured: str, asked: str) -> None:
-    options = CoverageOptions(generated=configured)  # type: ignore[arg-type]
+@pytest.mark.parametrize("configured", ["keep", "replace", 0.5])
+@pytest.mark.parametrize(
+    ("asked", "generated"), [("keep", 1.0), ("replace", 0.0), (0, 0.0), (0.25, 0.25)]
+)
+def test_a_requests_generated_goes_before_the_configured_one(
+    configured: Any, asked: Any, generated: float
+) -> None:
+    options = CoverageOptions(generated=configured)
     selector = coverage_of(FastGenConfig(coverage=options), fastgen_generated=asked)
-    assert selector.keep_generated == (asked == "keep")
+    assert selector.generated == generated
 
 
 def test_generated_tokens_replace_by_default() -> None:
-    assert not coverage_of(FastGenConfig()).keep_generated
+    assert coverage_of(FastGenConfig()).generated == 0
 
 
 def test_ladder_is_the_papers() -> None:

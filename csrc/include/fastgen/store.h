@@ -1,8 +1,8 @@
 // Store: a new token's K and V go into each head's next slot, or into its least valued one.
 //
 // item = (request, head): sole reader and writer of its head record, pages and metadata. Lanes are
-// distinct within a call. Bytes: 2 * D elements written; a capped head that is full also reads the
-// 8 bytes of metadata of each of its slots, in vectors.
+// distinct within a call. Bytes: 2 * D elements written; a head that is full also reads the 8 bytes
+// of metadata of each of its slots, in vectors.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -19,9 +19,9 @@ struct Eviction {
   int32_t observed_from;
 };
 
-// Slot of the least worth, or -1 if none may be freed.
-static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, const int32_t* row,
-                           const Eviction& e) {
+// Slot of the least worth in the first pages of a head, or -1 if none may be freed.
+static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_pages,
+                           const int32_t* row, const Eviction& e) {
   const float kInfinity = __builtin_inff();
   const int slots = a.pool.page_slots;
   Floats least_worth = broadcast(kInfinity);
@@ -31,8 +31,8 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, const int
   Ints lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
 
-  for (int page = 0; page < head.num_pages; ++page) {
-    const int64_t meta = stream_page(a.pool, row, head.first_page + page).meta_slot;
+  for (int page = 0; page < num_pages; ++page) {
+    const int64_t meta = stream_page(a.pool, row, stream_page_of(head, page)).meta_slot;
     for (int t = 0; t < slots; t += kLanes) {
       const Ints position = load(a.positions + meta + t);
       const Floats value = load(a.values + meta + t);
@@ -60,18 +60,18 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, const int
 }
 
 // What has to give way: a slot outside the window, else any unprotected one, else the oldest.
-static int32_t choose_slot(const StoreArgs& a, const HeadRecord& head, const int32_t* row,
-                           int32_t token_position) {
+static int32_t choose_slot(const StoreArgs& a, const HeadRecord& head, int num_pages,
+                           const int32_t* row, int32_t token_position) {
   Eviction e = {token_position - head.window, true, head.rule == kByValue, token_position,
                 head.observed_from};
-  int32_t slot = find_victim(a, head, row, e);
+  int32_t slot = find_victim(a, head, num_pages, row, e);
   if (slot >= 0) return slot;
   e.newest = INT32_MAX;
   e.by_value = false;
-  slot = find_victim(a, head, row, e);
+  slot = find_victim(a, head, num_pages, row, e);
   if (slot >= 0) return slot;
   e.spare_infinite = false;
-  return find_victim(a, head, row, e);
+  return find_victim(a, head, num_pages, row, e);
 }
 
 template <typename Element>
@@ -93,8 +93,10 @@ static void store(const StoreArgs& a, int request, int head_index) {
   const int32_t token_position = a.token_position[request];
   const int slots = a.pool.page_slots;
 
-  const bool appends = head.rule == kAppend || head.length < head.num_pages * slots;
-  const int32_t slot = appends ? head.length++ : choose_slot(a, head, row, token_position);
+  const int32_t num_pages = granted_pages(head, token_position + 1, slots);
+  const bool appends = head.rule == kAppend || head.length < num_pages * slots;
+  const int32_t slot =
+      appends ? head.length++ : choose_slot(a, head, num_pages, row, token_position);
 
   const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
   const int64_t token = a.token_index[request];
