@@ -22,12 +22,14 @@ STABLE_TORCH_LIBRARY(fastgen, m) {
       "decode_attention(Tensor query, Tensor token_index, Tensor lanes, Tensor block_rows, "
       "int layer, float scale, str pool, Tensor arena, Tensor heads, Tensor(a!) values, "
       "Tensor(b!) output) -> ()");
+  m.def("value_norm(Tensor arena, Tensor block_row, Tensor(a!) norm) -> ()");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("attention_mass", TORCH_BOX(&fastgen::attention_mass));
+  m.impl("value_norm", TORCH_BOX(&fastgen::value_norm));
   m.impl("compact", TORCH_BOX(&fastgen::compact));
   m.impl("store", TORCH_BOX(&fastgen::store));
   m.impl("decode_attention", TORCH_BOX(&fastgen::decode_attention));

@@ -71,7 +71,7 @@ class CoverageOptions(_Options):
         0,
         ge=0,
         le=1,
-        description="slots that a head gains for every generated token: keep (1), all of them stay; "
+        description="slots that a head gains for every generated token: keep (1), all stay; "
         "replace (0), they replace the least valued ones; or between, such as 0.5",
     )
 

@@ -1,4 +1,4 @@
-"""Huge pages for the KV cache."""
+"""Huge pages for the KV cache and what is kept beside it."""
 
 import ctypes
 import mmap

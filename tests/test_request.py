@@ -24,9 +24,7 @@ def test_all_options() -> None:
             "fastgen_generated": "keep",
         }
     )
-    assert options == RequestOptions(
-        enabled=False, recovery=0.97, policy="coverage", generated=1.0
-    )
+    assert options == RequestOptions(enabled=False, recovery=0.97, policy="coverage", generated=1.0)
 
 
 def test_generated_is_of_coverage_only() -> None:

@@ -180,12 +180,18 @@ class Scratch {
 };
 
 // Calls work(worker, item) for every item in [0, items); who is free takes the next one. Workers
-// are numbered from 0 and below torch's number of threads.
+// are numbered from 0 and below torch's number of threads; each has `least` items or more to do,
+// so that a little work is not worth waking threads for.
 template <typename Work>
-void for_each_item(int64_t items, const Work& work) {
+void for_each_item(int64_t items, const Work& work, int64_t least = 1) {
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t workers = std::clamp<int64_t>(items / least, 1, threads);
+  if (workers == 1) {
+    for (int64_t i = 0; i < items; ++i) work(0, i);
+    return;
+  }
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(threads, items), 1, [&](int64_t worker, int64_t) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
     for (int64_t i = next++; i < items; i = next++) work(worker, i);
   });
 }

@@ -112,7 +112,8 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
     DecodePart& part = parts[item];
     float* rows = workspaces + worker * workspace;
     if (part.scores == nullptr) part.scores = rows + decode_workspace(a);
-    kernel.decode_part(a, part, rows);
+    const DecodePart& following = parts[std::min(item + threads, num_parts - 1)];
+    kernel.decode_part(a, part, following, rows);
     const int64_t job = job_of_part[item];
     // Who finishes a head's last part merges them all.
     if (waiting[job].fetch_sub(1, std::memory_order_acq_rel) == 1) {

@@ -14,6 +14,8 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
                     const Tensor& block_row, int64_t first_position, double scale, std::string pool,
                     Tensor mass, Tensor energy);
 
+void value_norm(const Tensor& arena, const Tensor& block_row, Tensor norm);
+
 void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Tensor& new_row,
              const Tensor& kept, const Tensor& kept_start, const Tensor& kept_value,
              const Tensor& heads, Tensor positions, Tensor values);

@@ -48,6 +48,7 @@ class StepMetrics:
     """Decode steps with a fixed number of requests of about a length."""
 
     decode_step_ms: float  # median
+    host_ms: float  # of it, what FastGen's metadata and orders take; median
     kept_tokens: float  # of each prompt, mean over heads and requests
     prompt_tokens: float
     blocks: float  # of each request
@@ -92,6 +93,7 @@ def _measure(
     length = len(prompts[0])
     metrics = StepMetrics(
         decode_step_ms=statistics.median(step.milliseconds for step in measured),
+        host_ms=statistics.median(step.host_ms for step in measured),
         kept_tokens=length * (compacted * share + 1 - compacted),
         prompt_tokens=length,
         blocks=measured[-1].blocks / point.running,

@@ -35,6 +35,7 @@ class Step(NamedTuple):
     running: int  # requests after the step
     blocks: int  # in use after the step
     produced: tuple[tuple[str, int], ...]  # names, and tokens that came out
+    host_ms: float = 0.0  # of them, FastGen's own work outside of kernels
 
     @property
     def milliseconds(self) -> float:
@@ -85,6 +86,12 @@ class SteppedEngine:
         self._prefilled = self._decoded = 0
         self._stock_schedule = self._scheduler.schedule
         self._scheduler.schedule = self._schedule
+        self._host_seconds = 0.0
+        if self._is_compressing:
+            worker = self._llm.engine_core.engine_core.model_executor.driver_worker.worker
+            self._time_host_work(worker, "_carry_out")
+            self._time_host_work(worker._runtime, "plan_step")
+            self._time_host_work(worker._runtime, "finish_step")
 
     @property
     def threads(self) -> int:
@@ -129,6 +136,7 @@ class SteppedEngine:
     def step(self) -> Step:
         """Run one step."""
         self._prefilled = self._decoded = 0
+        self._host_seconds = 0.0
         start = time.perf_counter()
         outputs = self._llm.step()
         end = time.perf_counter()
@@ -143,6 +151,7 @@ class SteppedEngine:
             len(self._scheduler.running),
             pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
             tuple((output.request_id, len(output.outputs[0].token_ids)) for output in outputs),
+            1e3 * self._host_seconds,
         )
 
     def abort(self, names: Sequence[str]) -> None:
@@ -162,6 +171,17 @@ class SteppedEngine:
         return Compression(
             stats.profiling_seconds, stats.compaction_seconds, stats.compactions, stats.kept_shares
         )
+
+    def _time_host_work(self, owner: Any, name: str) -> None:
+        method = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = method(*args, **kwargs)
+            self._host_seconds += time.perf_counter() - start
+            return result
+
+        setattr(owner, name, timed)
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own, and note what kind of step it makes."""

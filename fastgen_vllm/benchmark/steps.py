@@ -29,6 +29,7 @@ COLUMNS = (
     Column("prompt_tokens", "of prompt", compared=False),
     Column("blocks", "blocks per request", compared=False),
     Column("decode_step_ms", "decode step ms"),
+    Column("host_ms", "of it host ms", compared=False),
     Column("prefill_seconds", "prefill s"),
     Column("profiling_seconds", "profiling s", compared=False),
     Column("compaction_seconds", "compaction s", compared=False),

@@ -12,7 +12,8 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
-from fastgen_vllm.pages.size import StreamSize, cdiv
+from fastgen_vllm.memory import use_huge_pages
+from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
 
@@ -117,6 +118,8 @@ class FastGenRuntime:
         self._values = torch.zeros(slots, dtype=torch.float32)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
         self._heads = torch.zeros(heads, dtype=torch.int32)
+        for tensor in (self._positions, self._values):
+            use_huge_pages(tensor)
         self._free_lanes = list(range(max_requests))[::-1]
         self._requests: dict[str, TrackedRequest] = {}
         self._report = WorkerReport()
@@ -385,11 +388,9 @@ class FastGenRuntime:
 
     def _value_norm(self, block_row: Tensor, num_tokens: int) -> Tensor:
         """[L, H, N] float32, norms of the values on stock pages."""
-        size = self._geometry.block_size
-        blocks = block_row[: cdiv(num_tokens, size)].long()
-        values = self._arena[:, blocks, :, size:]  # [L, blocks, H, S, D]
-        norm: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-        return norm.transpose(1, 2).flatten(2)[..., :num_tokens]
+        norm = torch.empty(self._geometry.num_layers, self._geometry.num_kv_heads, num_tokens)
+        ops.value_norm(self._arena, block_row, norm)
+        return norm
 
     def finish_step(self) -> WorkerReport | None:
         """Choose policies for prompts whose last observed query has passed; report."""
@@ -411,7 +412,9 @@ class FastGenRuntime:
             self._report.plans.append(
                 PlanReport(request_id, plan.stream.size, plan.kept_share, plan.choice.counts())
             )
-        report, self._report = self._report, WorkerReport()
+        report = self._report
         report.profiling_seconds += time.perf_counter() - start
-        nothing = not report.plans and not report.unobserved and not report.compaction_seconds
-        return None if nothing else report
+        if not (report.plans or report.unobserved or report.compaction_seconds):
+            return None  # what it took goes with the next report
+        self._report = WorkerReport()
+        return report

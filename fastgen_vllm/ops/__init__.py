@@ -16,8 +16,9 @@ from fastgen_vllm.ops.attention_mass import attention_mass
 from fastgen_vllm.ops.compact import compact
 from fastgen_vllm.ops.decode_attention import decode_attention
 from fastgen_vllm.ops.store import store
+from fastgen_vllm.ops.value_norm import value_norm
 
-__all__ = ["attention_mass", "compact", "decode_attention", "isa", "store"]
+__all__ = ["attention_mass", "compact", "decode_attention", "isa", "store", "value_norm"]
 
 
 def isa() -> str:

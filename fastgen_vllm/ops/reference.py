@@ -86,6 +86,15 @@ def attention_mass(
             energy[head, :seen] += _pooled(probability.square(), pool)
 
 
+def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
+    """See ``fastgen_vllm.ops.value_norm``."""
+    num_layers, num_heads, num_tokens = norm.shape
+    for layer in range(num_layers):
+        for head in range(num_heads):
+            pages = [page_of(arena, layer, int(block), head)[1] for block in block_row]
+            norm[layer, head] = torch.cat(pages)[:num_tokens].float().norm(dim=-1)
+
+
 def compact(
     source: Tensor,
     old_row: Tensor,
@@ -159,8 +168,8 @@ def store(
         for head in range(num_heads):
             record = heads[lane, layer, head]
             length = int(record[HeadField.LENGTH])
-            appends = record[HeadField.RULE] == StoreRule.APPEND
-            if appends or length < _granted_pages(record, int(token_position[r]) + 1, slots) * slots:
+            granted = _granted_pages(record, int(token_position[r]) + 1, slots)
+            if record[HeadField.RULE] == StoreRule.APPEND or length < granted * slots:
                 chosen = length
                 record[HeadField.LENGTH] += 1
             else:

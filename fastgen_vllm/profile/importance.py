@@ -28,3 +28,17 @@ def importance(energy: Tensor, value_norm: Tensor) -> Tensor:
     own = energy * value_norm.square()
     before = max_pool1d(pad(own, (FOLLOWERS, 0))[..., :-1], FOLLOWERS, stride=1)
     return torch.maximum(own, FOLLOWER_WEIGHT * before)
+
+
+def largest_first(values: Tensor) -> Tensor:
+    """Return [n] int64, the indices of values [n] in descending order, of equals the first first.
+
+    Floats that are not negative are ordered as their bits are, so one sort of 64-bit keys, the
+    value above and the index below, does what a stable argsort does, in a fraction of its time.
+
+    Args:
+        values: [n] float32, none below 0.
+    """
+    bits = values.view(torch.int32).to(torch.int64)
+    keys = ((torch.iinfo(torch.int32).max - bits) << 32) | torch.arange(len(values))
+    return torch.sort(keys).values & 0xFFFFFFFF

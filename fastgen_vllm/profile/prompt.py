@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fastgen_vllm.profile.importance import importance
+from fastgen_vllm.profile.importance import importance, largest_first
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class PromptProfile:
     @cached_property
     def by_importance(self) -> Tensor:
         """[L*H*N] int64, flat indices of all tokens, the most important first."""
-        value = importance(self.energy, self.value_norm)
-        return torch.sort(value.flatten(), descending=True, stable=True).indices
+        return largest_first(importance(self.energy, self.value_norm).flatten())
 
     @cached_property
     def position_by_importance(self) -> Tensor:

@@ -26,7 +26,7 @@ CONFIGS = {
         recovery=0.5,
         observe="all",
         force=True,
-        paper=PaperOptions(local=0.1, frequent=0.2),
+        paper=PaperOptions(local=0.1, frequent=0.25),
     ),
     "coverage": FastGenConfig(policy="coverage", recovery=0.7, observe=64, force=True),
     "max": FastGenConfig(policy="coverage", recovery=0.8, observe=32, force=True, pool="max"),

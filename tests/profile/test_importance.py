@@ -1,9 +1,16 @@
 """Which tokens a head would miss, on numbers that can be checked by hand."""
 
+import math
+
 import pytest
 import torch
 
-from fastgen_vllm.profile.importance import FOLLOWER_WEIGHT, FOLLOWERS, importance
+from fastgen_vllm.profile.importance import (
+    FOLLOWER_WEIGHT,
+    FOLLOWERS,
+    importance,
+    largest_first,
+)
 from tests.profiles import make_profile
 
 
@@ -76,3 +83,14 @@ def test_of_equally_important_tokens_the_earlier_comes_first() -> None:
 def test_order_of_many_equals_is_that_of_tokens() -> None:
     profile = make_profile(torch.ones(2, 3, 100))
     assert profile.by_importance.tolist() == list(range(600))
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000, 70_000])
+def test_largest_first_is_a_stable_descending_sort(count: int) -> None:
+    """Few different values, the extreme ones among them: ties are many."""
+    generator = torch.Generator().manual_seed(count)
+    tiny = torch.finfo(torch.float32).smallest_normal / 4  # subnormal
+    legal = torch.tensor([0.0, tiny, 1e-30, 0.5, 1.0, 1e30, math.inf])
+    values = legal[torch.randint(0, len(legal), (count,), generator=generator)]
+    expected = torch.sort(values, descending=True, stable=True).indices
+    assert torch.equal(largest_first(values), expected)

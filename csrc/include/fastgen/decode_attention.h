@@ -8,6 +8,8 @@
 // requests of the step. Bytes: 2 * D elements per slot; 4 * G per slot of scores stay in cache.
 // K and V of a page are taken together, so that the prefetch runs a whole page ahead; heads that
 // store by value keep their scores, because probabilities are known only after the last page.
+// During its last page a part prefetches the first one of the part that its thread will probably do
+// next; and all along the values that decode_finish will add to.
 //
 // State of a part, in floats: [G, D] sum of exp(score - maximum) * V, [G] maximum, [G] sum of exp.
 #pragma once
@@ -107,17 +109,24 @@ static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
                  a.layer * a.pool.num_heads + part.head];
 }
 
+// The i-th page of a part.
+static StreamPage page_of_part(const DecodeArgs& a, const DecodePart& part, int i) {
+  const int32_t* row = a.block_rows + part.request * a.row_stride;
+  return stream_page(a.pool, row, stream_page_of(head_of(a, part), part.first_page + i));
+}
+
 template <typename T>
-static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* workspace) {
+static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const DecodePart& following,
+                           float* workspace) {
   typedef typename Factor<T>::Element R;
   const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
   const int num_pages = (part.num_slots + slots - 1) / slots;
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
-  const HeadRecord& head = head_of(a, part);
-  const int32_t* row = a.block_rows + part.request * a.row_stride;
-  const auto page_of = [&](int page) {
-    const int32_t stream = stream_page_of(head, part.first_page + page);
-    return reinterpret_cast<const T*>(stream_page(a.pool, row, stream).data);
+  const bool by_value = head_of(a, part).rule == kByValue;
+  const auto page_of = [&](const DecodePart& of, int page) {
+    const StreamPage found = page_of_part(a, of, page);
+    if (by_value) prefetch_span<kTile>(a.values + found.meta_slot);
+    return reinterpret_cast<const T*>(found.data);
   };
   const int64_t half_page = static_cast<int64_t>(slots) * d;
 
@@ -138,9 +147,9 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* w
     for (int i = 0; i < d; i += kLanes) save(sum + g * d + i, Floats{});
   }
 
-  const T* page = page_of(0);
+  const T* page = page_of(part, 0);
   for (int i = 0; i < num_pages; ++i) {
-    const T* next = i + 1 == num_pages ? page : page_of(i + 1);
+    const T* next = i + 1 == num_pages ? page_of(following, 0) : page_of(part, i + 1);
     const int left = part.num_slots - i * slots;
     const int tokens = left < slots ? left : slots;
     float* scores = part.scores + i * slots;
@@ -173,9 +182,10 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, float* w
   for (int g = 0; g < group; ++g) total[g] = reduce_sum(load(totals + g * kLanes));
 }
 
-static void decode_part(const DecodeArgs& a, const DecodePart& part, float* workspace) {
+static void decode_part(const DecodeArgs& a, const DecodePart& part, const DecodePart& following,
+                        float* workspace) {
   with_type(a.pool.dtype, [&](auto type) {
-    decode_part_of<typename decltype(type)::Element>(a, part, workspace);
+    decode_part_of<typename decltype(type)::Element>(a, part, following, workspace);
   });
 }
 
@@ -205,11 +215,8 @@ FASTGEN_INLINE void add_values(const DecodeArgs& a, const DecodePart& part) {
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
   const float* most = part.state + static_cast<int64_t>(group) * a.pool.head_size;
   const float* factor = most + group;
-  const HeadRecord& head = head_of(a, part);
-  const int32_t* row = a.block_rows + part.request * a.row_stride;
   for (int first = 0; first < part.num_slots; first += slots) {
-    const int32_t stream = stream_page_of(head, part.first_page + first / slots);
-    float* values = a.values + stream_page(a.pool, row, stream).meta_slot;
+    float* values = a.values + page_of_part(a, part, first / slots).meta_slot;
     const int left = part.num_slots - first;
     // Slots past the end of the head have probability 0, up to the end of the page.
     for (int t = 0; t < slots && t < left; t += kLanes) {

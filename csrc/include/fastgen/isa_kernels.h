@@ -7,6 +7,7 @@
 #include "fastgen/compact.h"
 #include "fastgen/decode_attention.h"
 #include "fastgen/store.h"
+#include "fastgen/value_norm.h"
 
 #define FASTGEN_STRING_OF(x) #x
 #define FASTGEN_STRING(x) FASTGEN_STRING_OF(x)
@@ -15,9 +16,9 @@ namespace fastgen {
 
 extern const Kernels FASTGEN_TABLE;
 const Kernels FASTGEN_TABLE = {
-    FASTGEN_STRING(FASTGEN_ISA), FASTGEN_ISA::mass_observe, FASTGEN_ISA::mass_add,
-    FASTGEN_ISA::compact,        FASTGEN_ISA::store,        FASTGEN_ISA::decode_part,
-    FASTGEN_ISA::decode_finish,
+    FASTGEN_STRING(FASTGEN_ISA), FASTGEN_ISA::mass_observe,  FASTGEN_ISA::mass_add,
+    FASTGEN_ISA::compact,        FASTGEN_ISA::store,         FASTGEN_ISA::value_norm,
+    FASTGEN_ISA::decode_part,    FASTGEN_ISA::decode_finish,
 };
 
 }  // namespace fastgen

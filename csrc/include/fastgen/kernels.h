@@ -37,6 +37,13 @@ struct AttentionMassArgs {
   int64_t energy_stride;
 };
 
+struct ValueNormArgs {
+  PagePool pool;
+  const int32_t* block_row;
+  int num_tokens;  // N
+  float* norm;     // [L*H, N]
+};
+
 struct CompactArgs {
   PagePool source;  // where the stock pages are: the pool, or a copy of some of its blocks
   PagePool pool;
@@ -107,7 +114,9 @@ struct Kernels {
   void (*mass_add)(const AttentionMassArgs&, int head, int tile);
   void (*compact)(const CompactArgs&, int layer_head, int page);
   void (*store)(const StoreArgs&, int request, int head);
-  void (*decode_part)(const DecodeArgs&, const DecodePart&, float* workspace);
+  void (*value_norm)(const ValueNormArgs&, int layer_head, int page);
+  void (*decode_part)(const DecodeArgs&, const DecodePart&, const DecodePart& following,
+                      float* workspace);
   void (*decode_finish)(const DecodeArgs&, const DecodePart* parts, int num_parts);
 };
 

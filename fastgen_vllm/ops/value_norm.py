@@ -1,0 +1,19 @@
+"""Norms of the value vectors of a prompt."""
+
+import torch
+from torch import Tensor
+
+
+def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
+    """Write the Euclidean norm of every prompt token's value vector, all layers and heads.
+
+    Args:
+        arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
+            dimensions contiguous, ``S`` and ``D`` multiples of 32.
+        block_row: int32 ``[>= ceil(N / S)]``, the prompt's stock blocks in order.
+        norm: float32 ``[L, H, N]``, contiguous. Overwritten.
+
+    Raises:
+        ValueError: an argument has another shape, dtype or layout than stated.
+    """
+    torch.ops.fastgen.value_norm(arena, block_row, norm)
