@@ -41,6 +41,10 @@ class CompactionPlan:
         return copy_for(self.choice, self.stream, self.profile, token_class)
 
 
+#: Most memory that profiling a prompt and choosing take for a moment, per token and head.
+PROFILE_BYTES = 96
+
+
 def is_profiled(config: FastGenConfig, options: RequestOptions, num_tokens: int) -> bool:
     """Whether a prompt of so many tokens is to be compressed."""
     return options.enabled and num_tokens >= config.min_prompt

@@ -1,10 +1,18 @@
 """From a profile to a plan: thresholds, per-request options, observed queries."""
 
+import subprocess
+import sys
+
 import pytest
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry
-from fastgen_vllm.lifecycle import is_profiled, observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import (
+    PROFILE_BYTES,
+    is_profiled,
+    observed_queries,
+    plan_compaction,
+)
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.request import RequestOptions
 from tests.profiles import random_profile
@@ -91,3 +99,38 @@ def test_size_says_what_a_plan_needs_that_keeps_generated_tokens(profile: Prompt
     for more in (1, 32):
         assert plan.stream.size.blocks(room + more) == blocks + 1
     assert plan.stream.size.blocks(room + 33) == blocks + 2
+
+
+def test_choosing_takes_no_more_memory_than_stated() -> None:
+    """In a process of its own: the kernel's high-water mark, before and after a long prompt."""
+    source = """
+import re
+import torch
+from fastgen_vllm.config import load_config
+from fastgen_vllm.geometry import CacheGeometry
+from fastgen_vllm.lifecycle import (
+    PROFILE_BYTES,
+    is_profiled,
+    observed_queries,
+    plan_compaction,
+)
+from fastgen_vllm.request import RequestOptions
+from tests.profiles import random_profile
+
+def highest():
+    status = open("/proc/self/status").read()
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10
+
+def plan(num_tokens):
+    profile = random_profile(30, 3, num_tokens)
+    before = highest()
+    geometry = CacheGeometry(30, 3, 3, 64, 32, 1)
+    plan_compaction(profile, load_config("balanced"), RequestOptions(), geometry)
+    return highest() - before
+
+plan(64)
+print(plan(8192) / (30 * 3 * 8192))
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 10 < float(done.stdout) <= PROFILE_BYTES

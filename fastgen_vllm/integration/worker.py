@@ -30,7 +30,7 @@ from fastgen_vllm.integration.options import (
     unsupported_model,
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
-from fastgen_vllm.lifecycle import is_profiled
+from fastgen_vllm.lifecycle import PROFILE_BYTES, is_profiled
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
@@ -151,13 +151,15 @@ class PerHeadCPUWorker(CPUWorker):
         self, geometry: CacheGeometry, runtime: FastGenRuntime, huge_pages: bool
     ) -> None:
         config = self._fastgen
+        heads = geometry.pages_per_block
         goal = (
             f"recovery {config.recovery:.3g}" if config.keep is None else f"keep {config.keep:.3g}"
         )
         logger.info(
             "FastGen is on: preset %s, policy %s, %s, observed queries %s, "
             "pool %s, kernels fastgen/%s on %s pages, page %d slots, "
-            "KV pool %d blocks = %d pages in %s memory pages, %.1f MiB of slot metadata",
+            "KV pool %d blocks = %d pages in %s memory pages, of its memory %.1f MiB for slot "
+            "metadata; choosing for a prompt takes up to %.0f MiB for a moment",
             config.name,
             config.policy,
             goal,
@@ -170,6 +172,7 @@ class PerHeadCPUWorker(CPUWorker):
             geometry.num_pages,
             "huge" if huge_pages else "4 KiB",
             runtime.metadata_bytes / 2**20,
+            PROFILE_BYTES * heads * self.model_config.max_model_len / 2**20,
         )
 
     # -- every step ------------------------------------------------------------------
