@@ -65,6 +65,12 @@ class StoreRule(IntEnum):
     APPEND = 0  # always the next slot: the head grows by as many slots as tokens come
     BY_VALUE = 1  # the next slot; if there is none, that of the least average attention
     BY_AGE = 2  # the next slot; if there is none, that of the oldest token
+    BY_ENERGY = 3  # the next slot; if there is none, that of the least average squared attention
+
+    @property
+    def values_tokens(self) -> bool:
+        """Whether such heads accumulate a value for every slot."""
+        return self in (StoreRule.BY_VALUE, StoreRule.BY_ENERGY)
 
 
 class TokenClass(IntFlag):

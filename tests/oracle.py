@@ -30,7 +30,7 @@ class Slot:
     position: int
     key: Tensor
     value: Tensor
-    mass: float  # accumulated attention; inf = protected
+    mass: float  # accumulated attention, or its squares; inf = protected
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Head:
     def _victim(self, position: int) -> Slot:
         free = [slot for slot in self.slots if slot.mass != math.inf]
         outside = [slot for slot in free if slot.position <= position - self.window]
-        if outside and self.rule == StoreRule.BY_VALUE:
+        if outside and self.rule in (StoreRule.BY_VALUE, StoreRule.BY_ENERGY):
             return min(
                 outside,
                 key=lambda s: (
@@ -80,8 +80,9 @@ class Head:
         keys = torch.stack([slot.key for slot in self.slots])
         values = torch.stack([slot.value for slot in self.slots])
         probability = (queries @ keys.T * scale).softmax(-1)
-        if self.rule == StoreRule.BY_VALUE:
-            shares = pooled(probability, pool).tolist()
+        if self.rule in (StoreRule.BY_VALUE, StoreRule.BY_ENERGY):
+            power = 2 if self.rule == StoreRule.BY_ENERGY else 1
+            shares = pooled(probability**power, pool).tolist()
             for slot, share in zip(self.slots, shares, strict=True):
                 slot.mass += share
         return probability @ values
@@ -164,7 +165,8 @@ class Decoder:
                 head.observed_from = record[HeadField.OBSERVED_FROM]
                 head.slots = [slot for slot in head.slots if keep[layer, index, slot.position]]
                 for slot in head.slots:
-                    slot.mass = float(self.attention[layer, index, slot.position])
+                    profile = self.energy if head.rule == StoreRule.BY_ENERGY else self.attention
+                    slot.mass = float(profile[layer, index, slot.position])
                     if int(token_class[slot.position]) & head.protects:
                         slot.mass = math.inf
 

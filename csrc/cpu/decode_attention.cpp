@@ -57,7 +57,7 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
   a.values = static_cast<float*>(values.data_ptr());
   a.part_pages = std::max(1, kPartSlots / a.pool.page_slots);
 
-  // Only a head of several parts that stores by value needs its scores after its parts are done.
+  // Only a head of several parts that values tokens needs its scores after its parts are done.
   const int part_slots = a.part_pages * a.pool.page_slots;
   const int64_t scores_size = static_cast<int64_t>(a.group_size) * part_slots;
   const int64_t state_size =
@@ -80,7 +80,7 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
             {request, head, i * a.part_pages, std::min(left, part_slots), nullptr, nullptr});
         job_of_part.push_back(static_cast<int64_t>(jobs.size()) - 1);
       }
-      if (count > 1 && record.rule == kByValue) kept_scores += count;
+      if (count > 1 && values_tokens(record.rule)) kept_scores += count;
     }
   }
 
@@ -100,7 +100,7 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
         a.heads[a.lanes[part->request] * pages_per_block + layer * a.pool.num_heads + part->head];
     for (int i = 0; i < jobs[j].count; ++i) {
       part[i].state = states + (jobs[j].first + i) * state_size;
-      if (jobs[j].count > 1 && record.rule == kByValue) {
+      if (jobs[j].count > 1 && values_tokens(record.rule)) {
         part[i].scores = scores;
         scores += scores_size;
       }

@@ -17,7 +17,7 @@ class CompactionCopy(NamedTuple):
 
     kept: Tensor  # [K] int32, token positions, ascending per head, heads in (l, h) order
     kept_start: Tensor  # [L*H + 1] int64, where each head's tokens start in `kept`
-    kept_value: Tensor  # [K] float32, accumulated attention; +inf = protected
+    kept_value: Tensor  # [K] float32, accumulated attention or energy; +inf = protected
     records: Tensor  # [L, H, len(HeadField)] int32, LENGTH set
 
 
@@ -44,8 +44,12 @@ def copy_for(
 
     position = torch.arange(num_stored)
     value = torch.empty(num_heads, num_stored, dtype=torch.float32)
-    value[:, :num_prompt] = profile.attention.view(num_heads, num_prompt)
-    value[:, num_prompt:] = (num_stored - position[num_prompt:]) / num_prompt
+    by_energy = (records[:, HeadField.RULE] == StoreRule.BY_ENERGY)[:, None]
+    shape = (num_heads, num_prompt)
+    seen = torch.where(by_energy, profile.energy.view(shape), profile.attention.view(shape))
+    value[:, :num_prompt] = seen
+    average = seen.sum(-1, keepdim=True) / (num_prompt * profile.num_observed)  # of a query
+    value[:, num_prompt:] = (num_stored - position[num_prompt:]) * average
     protected = (records[:, HeadField.PROTECTS, None] & token_class) != 0
     value.masked_fill_(protected, math.inf)
 
@@ -82,7 +86,7 @@ def _free_excess(
         is_protected = average == math.inf
         in_window = tokens >= num_stored - record[HeadField.WINDOW]
         tier = is_protected.long() * 2 + (in_window & ~is_protected).long()
-        by_value = (tier == 0) & (record[HeadField.RULE] == StoreRule.BY_VALUE)
+        by_value = (tier == 0) & StoreRule(record[HeadField.RULE]).values_tokens
         rank = torch.where(by_value, average.double(), tokens.double())
         # Lexicographic by (tier, rank, age): sorts are stable and `tokens` ascends.
         order = torch.sort(rank, stable=True).indices

@@ -19,8 +19,9 @@ def decode_attention(
 ) -> None:
     """Attend from one query of each of ``R`` requests to all slots of each head of one layer.
 
-    Accumulates in float32. The slots of heads that replace by value gain the probability that the
-    query gave them, pooled over the head's ``G`` query heads; ``+inf`` stays ``+inf``. The result
+    Accumulates in float32. The slots of ``BY_VALUE`` heads gain the probability that the query gave
+    them, pooled over the head's ``G`` query heads, those of ``BY_ENERGY`` heads its square, pooled;
+    ``+inf`` stays ``+inf``. The result
     depends neither on the number of threads nor on the other requests.
 
     Args:

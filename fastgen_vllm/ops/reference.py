@@ -138,7 +138,7 @@ def _victim(record: Tensor, position: Tensor, value: Tensor, token_position: int
     worth = torch.zeros_like(value)
     if bool((free & outside).any()):
         eligible = free & outside
-        if record[HeadField.RULE] == StoreRule.BY_VALUE:
+        if StoreRule(int(record[HeadField.RULE])).values_tokens:
             since = position.clamp(min=int(record[HeadField.OBSERVED_FROM]))
             worth = value / (token_position - since).clamp(min=1)
     else:
@@ -208,5 +208,7 @@ def decode_attention(
             scores = query[token, q_heads].float() @ keys.float().T * scale
             probability = scores.softmax(-1)
             output[token, q_heads] = (probability @ vals.float()).to(output.dtype)
-            if record[HeadField.RULE] == StoreRule.BY_VALUE:
-                values[slots_of(arena, block_rows[r], record)] += _pooled(probability, pool)
+            rule = StoreRule(int(record[HeadField.RULE]))
+            if rule.values_tokens:
+                gained = probability.square() if rule == StoreRule.BY_ENERGY else probability
+                values[slots_of(arena, block_rows[r], record)] += _pooled(gained, pool)

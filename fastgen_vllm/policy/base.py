@@ -64,8 +64,8 @@ class Union(Policy):
 
     @property
     def rule(self) -> StoreRule:
-        rules = {self.first.rule, self.second.rule}
-        return StoreRule.BY_VALUE if StoreRule.BY_VALUE in rules else StoreRule.BY_AGE
+        rules = (self.first.rule, self.second.rule)
+        return next((rule for rule in rules if rule.values_tokens), StoreRule.BY_AGE)
 
     @property
     def growth(self) -> float:

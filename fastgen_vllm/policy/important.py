@@ -51,7 +51,7 @@ class Important(Policy):
 
     @property
     def rule(self) -> StoreRule:
-        return StoreRule.APPEND if self.generated == 1 else StoreRule.BY_VALUE
+        return StoreRule.APPEND if self.generated == 1 else StoreRule.BY_ENERGY
 
     @property
     def growth(self) -> float:

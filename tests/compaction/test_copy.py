@@ -19,6 +19,7 @@ def copy_one(
     kept: list[int],
     attention: torch.Tensor,
     *,
+    energy: torch.Tensor | None = None,
     later: int = 0,
     special: tuple[int, ...] = (),
 ) -> tuple[list[int], dict[int, float]]:
@@ -27,7 +28,10 @@ def copy_one(
     token_class = torch.zeros(num_prompt + later, dtype=torch.int32)
     token_class[list(special)] = TokenClass.SPECIAL
     profile = make_profile(
-        attention[None, None], token_class=token_class[:num_prompt], observed=num_prompt
+        attention[None, None],
+        energy=None if energy is None else energy[None, None],
+        token_class=token_class[:num_prompt],
+        observed=num_prompt,
     )
     keep = torch.zeros(1, 1, num_prompt, dtype=torch.bool)
     keep[..., kept] = True
@@ -95,3 +99,16 @@ def test_excess_spares_window_and_special_tokens() -> None:
 def test_excess_by_age_when_nothing_values_tokens() -> None:
     positions, _ = copy_one(Special(), [0, 9, 20], torch.ones(64), later=40, special=(0,))
     assert positions == [0, *range(73, 104)]
+
+
+def test_heads_that_go_by_energy_start_from_it() -> None:
+    """Their later tokens have the average energy of a query, as others have its attention."""
+    policy = Important(total=2, recent=1, sinks=0, generated=0.5)
+    energy = torch.full((40,), 0.25)
+    energy[7] = 3.0
+    attention = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    positions, values = copy_one(policy, [7, 39], attention, energy=energy, later=2)
+    assert positions == [7, 39, 40, 41]
+    assert values[7] == 3.0 and values[39] == 0.25
+    average = float(energy.sum()) / 40 / 40
+    assert values[40] == pytest.approx(2 * average) and values[41] == pytest.approx(average)

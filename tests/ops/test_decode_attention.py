@@ -121,10 +121,10 @@ def test_equals_reference_with_values(isa: str, pool: str, rule: StoreRule) -> N
     expected_output = step.run(pool, expected, reference.decode_attention)
     torch.testing.assert_close(output, expected_output, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
-    assert rule == StoreRule.BY_VALUE or torch.equal(values, expected)
+    assert rule.values_tokens or torch.equal(values, expected)
 
 
-@pytest.mark.parametrize("rule", [StoreRule.APPEND, StoreRule.BY_VALUE])
+@pytest.mark.parametrize("rule", [StoreRule.APPEND, StoreRule.BY_VALUE, StoreRule.BY_ENERGY])
 def test_long_heads_are_split_and_merged(isa: str, rule: StoreRule) -> None:
     step = Step([1023, 1024, 1025, 2500], torch.float32, 32, 64, 3, rule)
     exact = step.dense(torch.float64)
@@ -135,7 +135,9 @@ def test_long_heads_are_split_and_merged(isa: str, rule: StoreRule) -> None:
         record = step.heads[step.lanes[r], LAYER, head]
         where = reference.slots_of(step.cache.arena, step.rows[r], record)
         q = step.query[step.token_index[r], head * 3 : (head + 1) * 3]
-        expected = (q @ key.T * step.scale).softmax(-1).amax(0) * (rule == StoreRule.BY_VALUE)
+        probability = (q @ key.T * step.scale).softmax(-1).amax(0)
+        gained = {StoreRule.BY_VALUE: probability, StoreRule.BY_ENERGY: probability.square()}
+        expected = gained.get(rule, torch.zeros_like(probability))
         torch.testing.assert_close(step.cache.values[where], expected, rtol=2e-5, atol=1e-8)
 
 

@@ -96,7 +96,7 @@ def test_full_head_grows_past_its_fixed_pages(isa: str, dtype: torch.dtype) -> N
     assert lengths == [S + 3, 2 * S + 4, 2 * S + 5]
 
 
-@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_AGE])
+@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_ENERGY, StoreRule.BY_AGE])
 def test_capped_head_fills_its_pages_first(isa: str, rule: StoreRule) -> None:
     request = Request(HeadPlan(S + 30, rule))
     request.set_metadata(0, torch.arange(S + 30), torch.full((S + 30,), 5.0))
@@ -132,8 +132,9 @@ def test_victim_in_a_page_that_the_head_grew_by(isa: str) -> None:
     assert request.slot_of_position(0, 100 + 2 * S - 1) == S
 
 
-def test_least_value_per_query_goes(isa: str) -> None:
-    request = Request(HeadPlan(2 * S, StoreRule.BY_VALUE, observed_from=80))
+@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_ENERGY])
+def test_least_value_per_query_goes(isa: str, rule: StoreRule) -> None:
+    request = Request(HeadPlan(2 * S, rule, observed_from=80))
     positions = torch.arange(2 * S)
     positions[40] = 95  # seen by 5 queries; the others, all before 80, by 20
     values = torch.full((2 * S,), 2.0)
@@ -176,7 +177,7 @@ def test_window_gives_way_before_protected_tokens(isa: str) -> None:
     assert request.victim(torch.arange(S), values, 40) == 5
 
 
-@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_AGE])
+@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_ENERGY, StoreRule.BY_AGE])
 def test_oldest_goes_when_all_are_protected(isa: str, rule: StoreRule) -> None:
     request = Request(HeadPlan(2 * S, rule))
     positions = torch.arange(2 * S).flip(0)
@@ -195,7 +196,7 @@ def test_protected_class_stores_infinity(isa: str) -> None:
     assert request.cache.values[request.where(1)][3:].tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_AGE])
+@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_ENERGY, StoreRule.BY_AGE])
 def test_long_runs_equal_the_reference(isa: str, rule: StoreRule) -> None:
     request = Request(
         HeadPlan(3 * S, rule, protects=TokenClass.SPECIAL, window=16, observed_from=90),

@@ -100,7 +100,7 @@ def test_the_most_recent_token_is_always_kept() -> None:
 
 @pytest.mark.parametrize(
     ("generated", "rule"),
-    [(1.0, StoreRule.APPEND), (0.5, StoreRule.BY_VALUE), (0.0, StoreRule.BY_VALUE)],
+    [(1.0, StoreRule.APPEND), (0.5, StoreRule.BY_ENERGY), (0.0, StoreRule.BY_ENERGY)],
 )
 def test_rule_of_partly_kept_heads(generated: float, rule: StoreRule) -> None:
     coverage = Coverage(recent=0.5, sinks=0, generated=generated, share=0.5)

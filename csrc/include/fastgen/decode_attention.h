@@ -3,11 +3,12 @@
 //   decode_part    item = (request, head, run of pages): softmax over the run, page by page, each
 //                  byte of K and V read once for all G query heads; writes one unmerged state.
 //   decode_finish  item = (request, head): merges its parts in page order, writes the output rows
-//                  and, for heads that store by value, adds the pooled probabilities to `values`.
+//                  and, for heads that value tokens, adds the pooled probabilities, or their
+//                  squares, to `values`.
 // Parts have a fixed length, so results depend neither on the number of threads nor on the other
 // requests of the step. Bytes: 2 * D elements per slot; 4 * G per slot of scores stay in cache.
 // K and V of a page are taken together, so that the prefetch runs a whole page ahead; heads that
-// store by value keep their scores, because probabilities are known only after the last page.
+// value tokens keep their scores, because probabilities are known only after the last page.
 // During its last page a part prefetches the first one of the part that its thread will probably do
 // next; and all along the values that decode_finish will add to.
 //
@@ -122,7 +123,7 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
   const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
   const int num_pages = (part.num_slots + slots - 1) / slots;
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
-  const bool by_value = head_of(a, part).rule == kByValue;
+  const bool by_value = values_tokens(head_of(a, part).rule);
   const auto page_of = [&](const DecodePart& of, int page) {
     const StreamPage found = page_of_part(a, of, page);
     if (by_value) prefetch_span<kTile>(a.values + found.meta_slot);
@@ -215,6 +216,7 @@ FASTGEN_INLINE void add_values(const DecodeArgs& a, const DecodePart& part) {
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
   const float* most = part.state + static_cast<int64_t>(group) * a.pool.head_size;
   const float* factor = most + group;
+  const bool squares = head_of(a, part).rule == kByEnergy;
   for (int first = 0; first < part.num_slots; first += slots) {
     float* values = a.values + page_of_part(a, part, first / slots).meta_slot;
     const int left = part.num_slots - first;
@@ -223,7 +225,8 @@ FASTGEN_INLINE void add_values(const DecodeArgs& a, const DecodePart& part) {
       Floats pooled = pool_init(a.pooling);
       for (int g = 0; g < group; ++g) {
         const Floats s = load(part.scores + g * score_stride + first + t) - most[g];
-        pooled = pool_add(a.pooling, pooled, exp_nonpositive(s) * factor[g]);
+        const Floats p = exp_nonpositive(s) * factor[g];
+        pooled = pool_add(a.pooling, pooled, squares ? p * p : p);
       }
       save(values + t, load(values + t) + pool_result(a.pooling, pooled, group));
     }
@@ -250,7 +253,7 @@ static void decode_finish(const DecodeArgs& a, const DecodePart* parts, int num_
       }
     }
   });
-  if (head_of(a, first).rule != kByValue) return;
+  if (!values_tokens(head_of(a, first).rule)) return;
   for (int part = 0; part < num_parts; ++part) add_values(a, parts[part]);
 }
 

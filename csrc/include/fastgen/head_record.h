@@ -24,7 +24,10 @@ struct HeadRecord {
 constexpr int kHeadFields = 13;
 static_assert(sizeof(HeadRecord) == kHeadFields * sizeof(int32_t), "heads[..., :] is one record");
 
-enum StoreRule : int32_t { kAppend = 0, kByValue = 1, kByAge = 2 };
+enum StoreRule : int32_t { kAppend = 0, kByValue = 1, kByAge = 2, kByEnergy = 3 };
+
+// Whether such heads accumulate a value for every slot.
+static inline bool values_tokens(int32_t rule) { return rule == kByValue || rule == kByEnergy; }
 
 // Stream page that holds the slots [i * S, (i + 1) * S) of the head.
 static inline int32_t stream_page_of(const HeadRecord& head, int32_t i) {

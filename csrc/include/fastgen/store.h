@@ -62,7 +62,7 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_p
 // What has to give way: a slot outside the window, else any unprotected one, else the oldest.
 static int32_t choose_slot(const StoreArgs& a, const HeadRecord& head, int num_pages,
                            const int32_t* row, int32_t token_position) {
-  Eviction e = {token_position - head.window, true, head.rule == kByValue, token_position,
+  Eviction e = {token_position - head.window, true, values_tokens(head.rule), token_position,
                 head.observed_from};
   int32_t slot = find_victim(a, head, num_pages, row, e);
   if (slot >= 0) return slot;
