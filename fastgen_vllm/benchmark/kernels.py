@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm import ops
-from fastgen_vllm.benchmark.options import positive, positives
+from fastgen_vllm.benchmark.facts import machine
+from fastgen_vllm.benchmark.options import check_file, positive, positives
 from fastgen_vllm.evaluation.facts import cpu_name
 from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.memory import use_huge_pages
@@ -99,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, and print a Markdown table."""
     shapes = [Shape.parse(text) for text in arguments.shapes.split(",")]
+    check_file("--json", arguments.json)
     dtype = getattr(torch, arguments.dtype)
     load_stock(arguments.isa)
     if arguments.isa:
@@ -116,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
                 results.append(result)
                 print(line(result), flush=True)
     if arguments.json:
-        facts = {"cpu": cpu_name(), "dtype": arguments.dtype, "calls": arguments.calls}
+        facts = {**machine(), "dtype": arguments.dtype, "calls": arguments.calls}
         rows = [result._asdict() for result in results]
         arguments.json.write_text(json.dumps({"facts": facts, "results": rows}, indent=2))
     return 0
@@ -177,7 +179,7 @@ def measure(shape: Shape, dtype: torch.dtype, calls: int, bandwidth: float) -> I
     uniform = torch.full((shape.requests, shape.heads), shape.tokens)
     cases = [
         ("decode_attention", uniform, StoreRule.APPEND),
-        ("decode_attention, values kept", uniform, StoreRule.BY_VALUE),
+        ("decode_attention, values kept", uniform, StoreRule.BY_ENERGY),
         (f"decode_attention, ragged {SKEW}:1", skewed(uniform, generator), StoreRule.APPEND),
     ]
     for name, lengths, rule in cases:

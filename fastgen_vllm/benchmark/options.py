@@ -106,15 +106,8 @@ def check_files(options: argparse.Namespace) -> None:
     Raises:
         ValueError: names option, value and what to do.
     """
-    for option, path in (("--json", options.json), ("--plot", options.plot)):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise ValueError(f"{option} {path}: there is no directory {path.parent}.")
-        if path.is_dir():
-            raise ValueError(f"{option} {path}: is a directory; name a file.")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise ValueError(f"{option} {path}: cannot be written.")
+    check_file("--json", options.json)
+    check_file("--plot", options.plot)
     if options.plot is not None:
         if options.plot.suffix not in _PLOTS:
             raise ValueError(f"--plot {options.plot}: must end in {' or '.join(_PLOTS)}.")
@@ -122,6 +115,22 @@ def check_files(options: argparse.Namespace) -> None:
             raise ValueError("--plot needs matplotlib: install `fastgen-vllm[eval]`.")
     if options.json is not None and options.json.suffix in _PLOTS:
         raise ValueError(f"--json {options.json}: name a file such as out.json, not the plot.")
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Refuse a file that could not be written.
+
+    Raises:
+        ValueError: names option, value and what to do.
+    """
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ValueError(f"{option} {path}: there is no directory {path.parent}.")
+    if path.is_dir():
+        raise ValueError(f"{option} {path}: is a directory; name a file.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{option} {path}: cannot be written.")
 
 
 def check_threads(threads: int | None) -> None:

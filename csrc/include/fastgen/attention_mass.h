@@ -1,16 +1,18 @@
 // Attention mass: what share of softmax probability a few late queries give to every prompt token.
 //
-// One sweep over K, never an N x N map. A row is one (query, query head); queries are taken a few
-// hundred at a time (a.num_queries), and of these a block at a time.
+// One sweep over K, never an N x N map. A row is one (query, query head); queries are taken a block
+// at a time.
 //   mass_observe  item = (head, block of queries): scores of the block's rows over tokens
-//                 0 .. position, their softmax, and per query the probabilities and their squares,
-//                 pooled over G, to `pooled`.
-//   mass_add      item = (head, tile of kTile tokens): adds them up in ascending order of queries.
-//                 Sole writer of its tokens.
-// Every number depends on its own query and token only, so a split of the queries over several
-// calls gives the same bits. Bytes: K of the head once per block of queries; the block's scores,
-// 4 * G per (query, token), stay in the second-level cache; `pooled` is written and read once.
-// Tried and lost: a second sweep over K instead of `pooled`, which computes all scores twice.
+//                 0 .. position and their softmax, left in the worker's workspace.
+//   mass_add      the same item, once the head's earlier blocks are done: adds the probabilities
+//   and
+//                 their squares, pooled over G, to `mass` and `energy` in ascending order of
+//                 queries. Sole writer of the head meanwhile.
+// Every number depends on its own query and token only, and queries are added one by one, so a
+// split of the queries over several calls gives the same bits. Bytes: K of the head once per block
+// of queries; the block's scores, 4 * G per (query, token), stay in the second-level cache. Tried
+// and lost: a second sweep over K, which computes all scores twice; pooled probabilities of all
+// queries in memory, added up by a second kernel.
 #pragma once
 
 #include "fastgen/dot_tile.h"
@@ -34,23 +36,33 @@ FASTGEN_INLINE float softmax_row(float* scores, int valid, int end) {
   return 1.f / reduce_sum(sum);
 }
 
+// Where a block's scores and what its rows are multiplied with lie in the workspace.
+struct MassBlock {
+  int first_query;
+  int num_queries;
+  int end;          // tokens that its last query sees, rounded up to whole tiles
+  float* scores;    // [W*G, score_stride]
+  float* inverses;  // [W*G] 1 / sum of each row's softmax, in place of the used query rows
+};
+
+FASTGEN_INLINE MassBlock mass_block(const AttentionMassArgs& a, int index, float* workspace) {
+  const int first = index * a.block_queries;
+  const int left = a.num_queries - first;
+  const int queries = left < a.block_queries ? left : a.block_queries;
+  const int seen = a.first_position + first + queries;
+  return {first, queries, (seen + kTile - 1) / kTile * kTile, workspace,
+          workspace + a.block_queries * a.group_size * a.score_stride};
+}
+
 template <typename T>
-static void mass_observe_of(const AttentionMassArgs& a, int head, int query_block,
-                            float* workspace) {
+static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBlock& block) {
   typedef typename Factor<T>::Element R;
   const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
-  const int first_query = query_block * a.block_queries;
-  const int left = a.num_queries - first_query;
-  const int queries = left < a.block_queries ? left : a.block_queries;
-  const int num_rows = queries * group;
-  const int seen = a.first_position + first_query + queries;  // tokens that the last query sees
-  const int end = (seen + kTile - 1) / kTile * kTile;
-  float* scores = workspace;  // [W*G, stride]
-  R* rows = reinterpret_cast<R*>(scores + a.block_queries * group * a.pooled_stride);  // [W*G, D]
+  R* rows = reinterpret_cast<R*>(block.inverses);  // [W*G, D]
 
-  const T* query = reinterpret_cast<const T*>(a.query) + first_query * a.query_token_stride +
+  const T* query = reinterpret_cast<const T*>(a.query) + block.first_query * a.query_token_stride +
                    static_cast<int64_t>(head) * group * a.query_head_stride;
-  for (int q = 0; q < queries; ++q) {
+  for (int q = 0; q < block.num_queries; ++q) {
     load_rows(query + q * a.query_token_stride, a.query_head_stride, group, d,
               rows + static_cast<int64_t>(q) * group * d);
   }
@@ -58,58 +70,66 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, int query_bloc
     const char* page = stock_page(a.pool, a.layer, a.block_row[token / slots], head);
     return reinterpret_cast<const T*>(page) + token % slots;
   };
-  for (int token = 0; token < end; token += kTile) {
+  for (int token = 0; token < block.end; token += kTile) {
     const T* tile = tile_at(token);
-    const T* next = token + kTile < end ? tile_at(token + kTile) : tile;
-    dot_tile(rows, num_rows, d, tile, slots, next, a.scale, scores + token, a.pooled_stride);
+    const T* next = token + kTile < block.end ? tile_at(token + kTile) : tile;
+    dot_tile(rows, block.num_queries * group, d, tile, slots, next, a.scale, block.scores + token,
+             a.score_stride);
   }
-  for (int q = 0; q < queries; ++q) {
-    float* row = scores + static_cast<int64_t>(q) * group * a.pooled_stride;
-    const int valid = a.first_position + first_query + q + 1;
-    float* inverse = reinterpret_cast<float*>(rows);  // [G], in place of the used rows
-    for (int g = 0; g < group; ++g) {
-      inverse[g] = softmax_row(row + g * a.pooled_stride, valid, end);
-    }
-    float* to = a.pooled + ((static_cast<int64_t>(head) * a.num_queries + first_query + q) * 2) *
-                               a.pooled_stride;
-    for (int t = 0; t < end; t += kLanes) {
-      Floats pooled = pool_init(a.pooling), pooled_square = pooled;
-      for (int g = 0; g < group; ++g) {
-        const Floats p = load(row + g * a.pooled_stride + t) * inverse[g];
-        pooled = pool_add(a.pooling, pooled, p);
-        pooled_square = pool_add(a.pooling, pooled_square, p * p);
-      }
-      save(to + t, pool_result(a.pooling, pooled, group));
-      save(to + a.pooled_stride + t, pool_result(a.pooling, pooled_square, group));
+  for (int q = 0; q < block.num_queries; ++q) {
+    const int valid = a.first_position + block.first_query + q + 1;
+    for (int row = q * group; row < (q + 1) * group; ++row) {
+      block.inverses[row] = softmax_row(block.scores + row * a.score_stride, valid, block.end);
     }
   }
 }
 
 static void mass_observe(const AttentionMassArgs& a, int head, int query_block, float* workspace) {
-  with_type(a.pool.dtype, [&](auto type) {
-    mass_observe_of<typename decltype(type)::Element>(a, head, query_block, workspace);
-  });
+  const MassBlock block = mass_block(a, query_block, workspace);
+  with_type(a.pool.dtype,
+            [&](auto type) { mass_observe_of<typename decltype(type)::Element>(a, head, block); });
 }
 
-static void mass_add(const AttentionMassArgs& a, int head, int tile) {
-  const int token = tile * kTile;
-  const int end = a.first_position + a.num_queries;  // tokens that any query sees
-  const int tokens = end - token < kTile ? end - token : kTile;
-  float* out_mass = a.mass + head * a.mass_stride + token;
-  float* out_energy = a.energy + head * a.energy_stride + token;
-  float mass[kTile] = {}, energy[kTile] = {};
-  __builtin_memcpy(mass, out_mass, tokens * sizeof(float));
-  __builtin_memcpy(energy, out_energy, tokens * sizeof(float));
-  for (int q = token > a.first_position ? token - a.first_position : 0; q < a.num_queries; ++q) {
-    const float* from =
-        a.pooled + (static_cast<int64_t>(head) * a.num_queries + q) * 2 * a.pooled_stride + token;
-    for (int t = 0; t < kTile; t += kLanes) {
-      save(mass + t, load(mass + t) + load(from + t));
-      save(energy + t, load(energy + t) + load(from + a.pooled_stride + t));
+// Adds the block's probabilities of kTile tokens, and their squares, to sums in registers.
+FASTGEN_INLINE void mass_add_tile(const AttentionMassArgs& a, const MassBlock& block, int token,
+                                  float* mass, float* energy) {
+  const int group = a.group_size;
+  for (int t = 0; t < kTile; t += kLanes) {
+    Floats mass_sum = load(mass + t), energy_sum = load(energy + t);
+    const float* scores = block.scores + token + t;
+    for (int q = 0; q < block.num_queries; ++q) {
+      Floats pooled = pool_init(a.pooling), pooled_square = pooled;
+      for (int row = q * group; row < (q + 1) * group; ++row) {
+        const Floats p = load(scores + row * a.score_stride) * block.inverses[row];
+        pooled = pool_add(a.pooling, pooled, p);
+        pooled_square = pool_add(a.pooling, pooled_square, p * p);
+      }
+      mass_sum += pool_result(a.pooling, pooled, group);
+      energy_sum += pool_result(a.pooling, pooled_square, group);
     }
+    save(mass + t, mass_sum);
+    save(energy + t, energy_sum);
   }
-  __builtin_memcpy(out_mass, mass, tokens * sizeof(float));
-  __builtin_memcpy(out_energy, energy, tokens * sizeof(float));
+}
+
+static void mass_add(const AttentionMassArgs& a, int head, int query_block, float* workspace) {
+  const MassBlock block = mass_block(a, query_block, workspace);
+  const int seen = a.first_position + block.first_query + block.num_queries;
+  float* mass = a.mass + head * a.mass_stride;
+  float* energy = a.energy + head * a.energy_stride;
+  int token = 0;
+  for (; token + kTile <= seen; token += kTile) {
+    mass_add_tile(a, block, token, mass + token, energy + token);
+  }
+  if (token == seen) return;
+  // The sums need not have room for whole tiles.
+  const size_t rest = (seen - token) * sizeof(float);
+  float last_mass[kTile] = {}, last_energy[kTile] = {};
+  __builtin_memcpy(last_mass, mass + token, rest);
+  __builtin_memcpy(last_energy, energy + token, rest);
+  mass_add_tile(a, block, token, last_mass, last_energy);
+  __builtin_memcpy(mass + token, last_mass, rest);
+  __builtin_memcpy(energy + token, last_energy, rest);
 }
 
 }  // namespace FASTGEN_ISA

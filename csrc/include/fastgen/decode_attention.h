@@ -126,7 +126,9 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
   const bool by_value = values_tokens(head_of(a, part).rule);
   const auto page_of = [&](const DecodePart& of, int page) {
     const StreamPage found = page_of_part(a, of, page);
-    if (by_value) prefetch_span<kTile>(a.values + found.meta_slot);
+    for (int t = 0; by_value && t < slots; t += kTile) {
+      prefetch_span<kTile>(a.values + found.meta_slot + t);
+    }
     return reinterpret_cast<const T*>(found.data);
   };
   const int64_t half_page = static_cast<int64_t>(slots) * d;

@@ -21,17 +21,16 @@ struct AttentionMassArgs {
   const char* query;  // [W, H*G, D]
   int64_t query_token_stride;
   int64_t query_head_stride;
-  int num_queries;     // W that are taken together
+  int num_queries;     // W
   int group_size;      // G
   int first_position;  // position of query 0
   int layer;
   const int32_t* block_row;
   float scale;
   Pooling pooling;
-  int block_queries;  // queries of one mass_observe item
-  float* pooled;      // [H, W, 2, pooled_stride] probabilities, and their squares
-  int64_t pooled_stride;
-  float* mass;  // [H, >= first_position + W]
+  int block_queries;     // queries of one item
+  int64_t score_stride;  // floats between the rows of a block's scores
+  float* mass;           // [H, >= first_position + W]
   int64_t mass_stride;
   float* energy;  // [H, >= first_position + W]
   int64_t energy_stride;
@@ -111,7 +110,7 @@ struct DecodePart {
 struct Kernels {
   const char* isa;
   void (*mass_observe)(const AttentionMassArgs&, int head, int query_block, float* workspace);
-  void (*mass_add)(const AttentionMassArgs&, int head, int tile);
+  void (*mass_add)(const AttentionMassArgs&, int head, int query_block, float* workspace);
   void (*compact)(const CompactArgs&, int layer_head, int page);
   void (*store)(const StoreArgs&, int request, int head);
   void (*value_norm)(const ValueNormArgs&, int layer_head, int page);
@@ -123,7 +122,7 @@ struct Kernels {
 // Floats of workspace that one worker needs.
 static inline int64_t mass_workspace(const AttentionMassArgs& a) {
   const int64_t rows = static_cast<int64_t>(a.block_queries) * a.group_size;
-  return rows * (a.pooled_stride + a.pool.head_size);
+  return rows * (a.score_stride + a.pool.head_size);
 }
 static inline int64_t decode_workspace(const DecodeArgs& a) {
   return static_cast<int64_t>(a.group_size) * (a.pool.head_size + a.pool.page_slots + kTile);
