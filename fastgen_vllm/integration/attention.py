@@ -16,7 +16,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from fastgen_vllm.integration.cache import PerHeadSpec
-from fastgen_vllm.integration.runtime import FastGenRuntime, StepWork
+from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.integration.step import StepWork
 
 #: The one page layout that our kernels read: K of a page is [D, S], V is [S, D].
 PAGE_LAYOUT = "vec"

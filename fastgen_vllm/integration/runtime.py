@@ -1,8 +1,6 @@
 """Per-head state of compacted requests, in the worker."""
 
 import time
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,77 +9,12 @@ from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
+from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
+from fastgen_vllm.integration.tracked import Held, TrackedRequest
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
-from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
-
-
-class ObservedRows(NamedTuple):
-    """Observed queries of one request in this step."""
-
-    attention: Tensor  # [L, H, N] float32, accumulated
-    energy: Tensor  # [L, H, N] float32, accumulated
-    begin: int  # first token of the step's batch
-    end: int
-    first_position: int
-    block_row: Tensor  # [blocks] int32
-
-
-class DecodeRows(NamedTuple):
-    """Compacted requests of this step, one query each."""
-
-    rows: Tensor  # [R] int64, rows of the step's batch
-    token_index: Tensor  # [R] int64, row of query, key and value
-    lanes: Tensor  # [R] int32
-    block_rows: Tensor  # [R, M] int32
-    token_position: Tensor  # [R] int32
-    token_class: Tensor  # [R] int32
-
-
-class StepWork(NamedTuple):
-    """What FastGen does in one step's attention layers."""
-
-    observed: list[ObservedRows]
-    decode: DecodeRows | None
-    only_decode: bool  # no stock rows: stock attention can be skipped
-
-
-class Held(NamedTuple):
-    """Memory of one compacted request."""
-
-    slots: int  # in use
-    pages: int  # given to heads
-
-
-@dataclass
-class TrackedRequest:
-    """A request that is, or may be, compacted."""
-
-    options: RequestOptions
-    prompt_class: Tensor  # [N] int32, TokenClass bits
-    observed_from: int
-    next_observed: int
-    attention: Tensor | None = None  # [L, H, N] while profiling
-    energy: Tensor | None = None  # [L, H, N] while profiling
-    prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
-    plan: CompactionPlan | None = None
-    lane: int | None = None  # row of `heads` once compacted
-    size: StreamSize | None = None  # of the page stream once compacted
-    later_class: list[int] = field(default_factory=list)  # tokens N.. stored on stock pages
-
-    @property
-    def num_prompt(self) -> int:
-        """Prompt tokens, ``N``."""
-        return len(self.prompt_class)
-
-    def restart(self) -> None:
-        """Forget everything but the prompt: the request was preempted."""
-        self.next_observed = self.observed_from
-        self.attention = self.energy = self.prompt_row = self.plan = None
-        self.lane = self.size = None
-        self.later_class.clear()
 
 
 class FastGenRuntime:

@@ -1,0 +1,46 @@
+"""One request's state in the worker, from its prompt to its page stream."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastgen_vllm.lifecycle import CompactionPlan
+from fastgen_vllm.pages.size import StreamSize
+from fastgen_vllm.request import RequestOptions
+
+
+class Held(NamedTuple):
+    """Memory of one compacted request."""
+
+    slots: int  # in use
+    pages: int  # given to heads
+
+
+@dataclass
+class TrackedRequest:
+    """A request that is, or may be, compacted."""
+
+    options: RequestOptions
+    prompt_class: Tensor  # [N] int32, TokenClass bits
+    observed_from: int
+    next_observed: int
+    attention: Tensor | None = None  # [L, H, N] while profiling
+    energy: Tensor | None = None  # [L, H, N] while profiling
+    prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
+    plan: CompactionPlan | None = None
+    lane: int | None = None  # row of `heads` once compacted
+    size: StreamSize | None = None  # of the page stream once compacted
+    later_class: list[int] = field(default_factory=list)  # tokens N.. stored on stock pages
+
+    @property
+    def num_prompt(self) -> int:
+        """Prompt tokens, ``N``."""
+        return len(self.prompt_class)
+
+    def restart(self) -> None:
+        """Forget everything but the prompt: the request was preempted."""
+        self.next_observed = self.observed_from
+        self.attention = self.energy = self.prompt_row = self.plan = None
+        self.lane = self.size = None
+        self.later_class.clear()
