@@ -26,8 +26,8 @@ def store(
     up to whole ``S``. Any other head replaces a token:
 
     - among slots at ``position <= token_position - WINDOW`` whose value is not ``+inf``: under
-      ``BY_VALUE`` and ``BY_ENERGY`` the least value per query, ``value / max(1, token_position - max(position,
-      OBSERVED_FROM))``, of equals the older; under ``BY_AGE`` the oldest;
+      ``BY_VALUE`` and ``BY_ENERGY`` the least value per query, ``value / max(1, token_position -
+      max(position, OBSERVED_FROM))``, of equals the older; under ``BY_AGE`` the oldest;
     - if there are none, the oldest whose value is not ``+inf``; if there are none, the oldest.
 
     The slot's new value is ``+inf`` if ``token_class & PROTECTS``, else 0.
