@@ -32,16 +32,17 @@ def _parse_observe(value: object) -> object:
 
 
 #: Words for shares of generated tokens.
-GENERATED: Final = {"keep": 1.0, "replace": 0.0}
+GENERATED_WORDS: Final = {"keep": 1.0, "replace": 0.0}
 
 
 def _parse_generated(value: object) -> object:
-    """Accept the words of ``GENERATED``; return their share."""
-    if not isinstance(value, str):
+    """Accept the words for shares; return the share."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return value
-    if value not in GENERATED:
-        raise ValueError(f"use {' or '.join(map(repr, GENERATED))}, or a number from 0 to 1")
-    return GENERATED[value]
+    if not isinstance(value, str) or value not in GENERATED_WORDS:
+        words = " or ".join(map(repr, GENERATED_WORDS))
+        raise ValueError(f"use {words}, or a number from 0 to 1")
+    return GENERATED_WORDS[value]
 
 
 Observe = Annotated[Literal["all"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)]
@@ -55,7 +56,9 @@ class PaperOptions(_Options):
     """Ratios of the paper's ladder (arXiv 2310.01801, section 3)."""
 
     local: float = Field(0.3, gt=0, le=1, description="r_l: recent share of the prompt")
-    frequent: float = Field(0.3, gt=0, le=1, description="r_f: heavy-hitter share of the prompt")
+    frequent: float = Field(
+        0.3, gt=0, le=1, description="r_f: heavy-hitter share of the current length"
+    )
     without: tuple[Rung, ...] = Field((), description="rungs to leave out, to see what they gain")
 
 
@@ -72,7 +75,7 @@ class CoverageOptions(_Options):
         ge=0,
         le=1,
         description="slots that a head gains for every generated token: keep (1), all stay; "
-        "replace (0), they replace the least valued ones; or between, such as 0.5",
+        "replace (0), they replace the least valued ones; or a share, rounded up to 1/2, 1/3, ...",
     )
 
 

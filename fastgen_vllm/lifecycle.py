@@ -41,7 +41,7 @@ class CompactionPlan:
         return copy_for(self.choice, self.stream, self.profile, token_class)
 
 
-#: Most memory that profiling a prompt and choosing take for a moment, per token and head.
+#: Most memory that a prompt's profile and choosing from it take for a moment, per token and head.
 PROFILE_BYTES = 96
 
 

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, get_args
 
-from fastgen_vllm.config import GENERATED as GENERATED_WORDS
-from fastgen_vllm.config import PolicyName
+from fastgen_vllm.config import GENERATED_WORDS, PolicyName
 
 PREFIX: Final = "fastgen"
 ENABLED: Final = "fastgen"

@@ -102,7 +102,7 @@ def test_size_says_what_a_plan_needs_that_keeps_generated_tokens(profile: Prompt
 
 
 def test_choosing_takes_no_more_memory_than_stated() -> None:
-    """In a process of its own: the kernel's high-water mark, before and after a long prompt."""
+    """In a process of its own: Linux's high-water mark, before and after a long prompt."""
     source = """
 import re
 import torch
@@ -115,15 +115,16 @@ from fastgen_vllm.lifecycle import (
     plan_compaction,
 )
 from fastgen_vllm.request import RequestOptions
-from tests.profiles import random_profile
+from tests.profiles import make_profile
 
 def highest():
     status = open("/proc/self/status").read()
     return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1]) << 10
 
 def plan(num_tokens):
-    profile = random_profile(30, 3, num_tokens)
     before = highest()
+    attention, energy, norm = torch.rand(3, 30, 3, num_tokens)
+    profile = make_profile(attention, energy=energy, value_norm=norm, observed=256)
     geometry = CacheGeometry(30, 3, 3, 64, 32, 1)
     plan_compaction(profile, load_config("balanced"), RequestOptions(), geometry)
     return highest() - before

@@ -180,8 +180,8 @@ class Scratch {
 };
 
 // Calls work(worker, item) for every item in [0, items); who is free takes the next one. Workers
-// are numbered from 0 and below torch's number of threads; each has `least` items or more to do,
-// so that a little work is not worth waking threads for.
+// are numbered from 0 and below torch's number of threads. There is one for every `least` items, at
+// most: a little work is not worth waking threads for.
 template <typename Work>
 void for_each_item(int64_t items, const Work& work, int64_t least = 1) {
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());

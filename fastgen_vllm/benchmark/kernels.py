@@ -81,7 +81,7 @@ class Decode:
 
     arena: Tensor  # [1, B, H, 2*S, D]
     blocks: Tensor  # [R, M] int32
-    heads: Tensor  # [R, 1, H, 9] int32
+    heads: Tensor  # [R, 1, H, 13] int32
     values: Tensor  # [B, H, S]
 
 

@@ -35,7 +35,7 @@ class Step(NamedTuple):
     running: int  # requests after the step
     blocks: int  # in use after the step
     produced: tuple[tuple[str, int], ...]  # names, and tokens that came out
-    host_ms: float = 0.0  # of them, FastGen's own work outside of kernels
+    host_ms: float = 0.0  # what FastGen's orders, metadata and plans took of it
 
     @property
     def milliseconds(self) -> float:
@@ -87,8 +87,8 @@ class SteppedEngine:
         self._stock_schedule = self._scheduler.schedule
         self._scheduler.schedule = self._schedule
         self._host_seconds = 0.0
-        if self._is_compressing:
-            worker = self._llm.engine_core.engine_core.model_executor.driver_worker.worker
+        worker = self._llm.engine_core.engine_core.model_executor.driver_worker.worker
+        if getattr(worker, "_runtime", None) is not None:
             self._time_host_work(worker, "_carry_out")
             self._time_host_work(worker._runtime, "plan_step")
             self._time_host_work(worker._runtime, "finish_step")

@@ -28,7 +28,7 @@ class DecodeRows(NamedTuple):
 
 
 class StepWork(NamedTuple):
-    """What FastGen does in one step's attention layers."""
+    """Rows of the step's batch by what is done with them."""
 
     observed: list[ObservedRows]
     decode: DecodeRows | None

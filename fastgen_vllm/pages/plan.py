@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgen_vllm.geometry import CacheGeometry, HeadField
+from fastgen_vllm.geometry import CacheGeometry, HeadField, StoreRule
 from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.policy.base import Choice, Policy
+
+#: Steps after which any head that grows has grown: longer than any request, small in an int32.
+_LONGEST_PERIOD = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class StreamPlan:
         windows = torch.tensor([policy.window(num_tokens) for policy in choice.policies])
         period = torch.tensor([growth_period(policy) for policy in choice.policies])[choice.index]
         appending, slow = period == 1, period > 1
+        assert bool(appending[rule == StoreRule.APPEND].all()), "a head appends but has no growth"
 
         kept = choice.keep.sum(-1)
         num_pages = ((kept + block_size) // block_size).clamp(max=prompt_pages)
@@ -73,7 +77,9 @@ def growth_period(policy: Policy) -> int:
 
     Rounded down, so that a head gains no less than ``policy.growth`` slots per token.
     """
-    return int(1 / policy.growth + 1e-6) if policy.growth > 0 else 0
+    if policy.growth <= 0:
+        return 0
+    return int(min(1 / policy.growth, _LONGEST_PERIOD) + 1e-6)
 
 
 def _lay_out_growth(records: Tensor, appending: Tensor, slow: Tensor, size: StreamSize) -> None:

@@ -28,7 +28,10 @@ class Policy(ABC):
 
     @property
     def growth(self) -> float:
-        """Slots that a head gains for every generated token, from 0 to 1."""
+        """Slots that a head gains for every generated token, from 0 to 1.
+
+        Pages make it coarse: it is rounded up to 1, 1/2, 1/3, ... Heads that append have 1.
+        """
         return 0.0
 
     @property

@@ -15,7 +15,8 @@ from fastgen_vllm.profile.prompt import PromptProfile
 class Frequent(Policy):
     """Keeps the ``ratio * N`` tokens with the most attention per query that saw them.
 
-    ``N`` is the current length: in decode a head gains ``ratio`` slots for every token.
+    ``N`` is the current length: in decode a head gains ``ratio`` slots for every token, rounded up
+    to 1, 1/2, 1/3, ...
 
     Source: arXiv 2310.01801 section 3.2, after H2O (arXiv 2306.14048). The average
     instead of the sum, because a sum favours early tokens. Ties keep the earlier token.

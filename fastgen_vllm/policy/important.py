@@ -24,8 +24,9 @@ class Important(Policy):
         total: tokens to keep, summed over layers and heads.
         recent: most recent tokens, kept by every head.
         sinks: first tokens, kept by every head.
-        generated: slots that a head gains for every generated token, from 0 to 1. At 1 all
-            generated tokens stay, below they replace the least valued tokens once slots are full.
+        generated: slots that a head gains for every generated token, from 0 to 1, rounded up to
+            1, 1/2, 1/3, ... At 1 all generated tokens stay; below, they replace the least valued
+            tokens once slots are full.
     """
 
     total: int
@@ -51,7 +52,7 @@ class Important(Policy):
 
     @property
     def rule(self) -> StoreRule:
-        return StoreRule.APPEND if self.generated == 1 else StoreRule.BY_ENERGY
+        return StoreRule.APPEND if self.generated > 0.5 else StoreRule.BY_ENERGY
 
     @property
     def growth(self) -> float:

@@ -70,6 +70,15 @@ def test_partly_kept_head_that_replaces_stays_within_its_pages() -> None:
     assert positions[-1] == 89
 
 
+@pytest.mark.parametrize(("later", "kept"), [(29, 31), (S, S), (50, 52), (2 * S, 2 * S)])
+def test_growing_head_has_room_for_half_of_the_later_tokens(later: int, kept: int) -> None:
+    """Two kept tokens in a page, and a page more with every second step, of 32 tokens each."""
+    policy = Important(total=2, recent=1, sinks=0, generated=0.5)
+    positions, _ = copy_one(policy, [7, 39], torch.ones(40), later=later)
+    assert len(positions) == kept
+    assert positions[-1] == 39 + later
+
+
 def test_later_tokens_enter_with_average_attention() -> None:
     positions, values = copy_one(Frequent(0.1), [1, 2], torch.ones(40), later=4)
     assert positions == [1, 2, 40, 41, 42, 43]

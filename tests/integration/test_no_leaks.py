@@ -30,6 +30,8 @@ EXTRAS = [
     {"fastgen": "off"},
     {"fastgen_policy": "paper"},
     {"fastgen_generated": "keep"},
+    {"fastgen_generated": 0.5},
+    {"fastgen_generated": 1e-300},
     {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
 ]
 
@@ -54,7 +56,9 @@ def test_storm(engine: Engine) -> None:
     alive: list[str] = []
     for prompt in prompts:
         extra = dice.choice(EXTRAS)
-        alive.append(engine.add(prompt, max_tokens=dice.randint(1, 60), extra_args=extra, **PARAMS))
+        alive.append(
+            engine.add(prompt, max_tokens=dice.randint(1, 150), extra_args=extra, **PARAMS)
+        )
         for _ in range(dice.randint(0, 4)):
             engine.step()
         if dice.random() < 0.4:

@@ -114,6 +114,22 @@ def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) 
         assert torch.equal(sums, whole)
 
 
+@pytest.mark.parametrize("G", [1, 3])
+def test_threads_do_not_change_the_bits(isa: str, G: int) -> None:
+    """Blocks of a head are observed at the same time, and added in order."""
+    cache, row, query, _ = prompt(torch.bfloat16, 32, 64, G, 700, 256)
+    threads = torch.get_num_threads()
+    sums = []
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            sums.append(torch.zeros(2, H, 700))
+            ops.attention_mass(query, cache.arena, 1, row, 444, 0.125, "mean", *sums[-1])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(sums[0], sums[1]) and torch.equal(sums[0], sums[2])
+
+
 def test_mass_of_every_query_sums_to_one(isa: str) -> None:
     cache, row, query, _ = prompt(torch.float16, 32, 64, 4, 150, 60)
     mass, energy = torch.zeros(2, H, 150)

@@ -216,9 +216,10 @@ def test_long_runs_equal_the_reference(isa: str, rule: StoreRule) -> None:
 
 
 @pytest.mark.parametrize(("S", "D"), [(S, D) for S, D, _ in SHAPES])
-def test_several_requests_and_layers(isa: str, S: int, D: int) -> None:
-    L, H, R = 2, 2, 3
-    rng = generator(S, D)
+@pytest.mark.parametrize("R", [3, 48], ids=["one-thread", "all-threads"])
+def test_several_requests_and_layers(isa: str, S: int, D: int, R: int) -> None:
+    L, H = 2, 2
+    rng = generator(S, D, R)
     plans = [HeadPlan(S, StoreRule.BY_VALUE), HeadPlan(S), HeadPlan(1, StoreRule.BY_AGE)]
     records, pages = make_records([*plans, HeadPlan(2 * S - 1)], L, H, S)
     blocks = -(-pages // (L * H)) + 1
@@ -226,18 +227,20 @@ def test_several_requests_and_layers(isa: str, S: int, D: int) -> None:
     cache.values.uniform_(generator=rng)
     cache.positions.random_(0, 200, generator=rng)
     rows = random_blocks(R * blocks, R * blocks, rng).view(R, blocks)
-    heads = records.repeat(5, 1, 1, 1)
-    fused = torch.randn(7, 2 * H, D, generator=rng).half()
+    heads = records.repeat(R + 2, 1, 1, 1)
+    fused = torch.randn(R + 4, 2 * H, D, generator=rng).half()
+    token_index = torch.randperm(R + 4, generator=rng)[:R]
+    lanes = torch.randperm(R + 2, generator=rng)[:R].int()
     expected, expected_heads = cache.clone(), heads.clone()
     for op, to, records in ((ops.store, cache, heads), (reference.store, expected, expected_heads)):
         for layer in range(L):
             op(
                 fused[:, :H],
                 fused[:, H:],
-                torch.tensor([6, 0, 3]),
-                torch.tensor([4, 1, 2], dtype=torch.int32),
+                token_index,
+                lanes,
                 rows,
-                torch.tensor([300, 301, 302], dtype=torch.int32),
+                300 + torch.arange(R, dtype=torch.int32),
                 torch.zeros(R, dtype=torch.int32),
                 layer,
                 to.arena,

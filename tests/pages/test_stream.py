@@ -159,10 +159,27 @@ def test_capped_heads_never_grow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("growth", "period"), [(0, 0), (0.25, 4), (0.3, 3), (1 / 3, 3), (0.5, 2), (0.6, 1), (1, 1)]
+    ("growth", "period"), [(0, 0), (0.25, 4), (0.3, 3), (1 / 3, 3), (0.5, 2), (0.51, 1), (1, 1)]
 )
 def test_heads_gain_no_less_than_their_growth(growth: float, period: int) -> None:
     assert growth_period(partly(growth)) == period
+
+
+@pytest.mark.parametrize("growth", [1e-10, 5e-324])
+def test_hardly_any_growth_is_none(growth: float) -> None:
+    policies = (partly(growth), Full())
+    plan = plan_of(torch.tensor([[9, 40, 40]]), torch.tensor([[0, 1, 1]]), 40, policies)
+    assert plan.size.pages(1 << 20) - plan.size.pages(40) == 2 * ((1 << 20) - 64) // S
+
+
+def test_a_head_that_appends_must_grow() -> None:
+    class Standing(Full):
+        @property
+        def growth(self) -> float:
+            return 0.0
+
+    with pytest.raises(AssertionError, match="no growth"):
+        plan_of(torch.tensor([[40]]), torch.tensor([[0]]), 40, (Standing(),))
 
 
 def test_all_slow_heads_of_a_request_grow_as_the_fastest() -> None:

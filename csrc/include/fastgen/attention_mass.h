@@ -4,10 +4,9 @@
 // at a time.
 //   mass_observe  item = (head, block of queries): scores of the block's rows over tokens
 //                 0 .. position and their softmax, left in the worker's workspace.
-//   mass_add      the same item, once the head's earlier blocks are done: adds the probabilities
-//   and
-//                 their squares, pooled over G, to `mass` and `energy` in ascending order of
-//                 queries. Sole writer of the head meanwhile.
+//   mass_add      the same item, once the head's earlier blocks are done: adds probabilities and
+//                 squares, pooled over G, to `mass` and `energy` in ascending order of queries.
+//                 Sole writer of the head meanwhile.
 // Every number depends on its own query and token only, and queries are added one by one, so a
 // split of the queries over several calls gives the same bits. Bytes: K of the head once per block
 // of queries; the block's scores, 4 * G per (query, token), stay in the second-level cache. Tried
@@ -90,9 +89,11 @@ static void mass_observe(const AttentionMassArgs& a, int head, int query_block, 
             [&](auto type) { mass_observe_of<typename decltype(type)::Element>(a, head, block); });
 }
 
-// Adds the block's probabilities of kTile tokens, and their squares, to sums in registers.
-FASTGEN_INLINE void mass_add_tile(const AttentionMassArgs& a, const MassBlock& block, int token,
-                                  float* mass, float* energy) {
+// Adds the block's probabilities of kTile tokens, and their squares. One copy for whole and partial
+// tiles: compiled twice, products and sums could be fused in one and not in the other.
+static __attribute__((noinline)) void mass_add_tile(const AttentionMassArgs& a,
+                                                    const MassBlock& block, int token, float* mass,
+                                                    float* energy) {
   const int group = a.group_size;
   for (int t = 0; t < kTile; t += kLanes) {
     Floats mass_sum = load(mass + t), energy_sum = load(energy + t);
