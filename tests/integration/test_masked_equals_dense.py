@@ -23,7 +23,7 @@ CONFIGS = {
     ),
     "frequent": FastGenConfig(
         policy="paper",
-        recovery=0.5,
+        recovery=0.58,  # one head is full, five are frequent
         observe="all",
         force=True,
         paper=PaperOptions(local=0.1, frequent=0.25),
