@@ -13,6 +13,7 @@ from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.integration.tracked import Held, TrackedRequest
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
+from fastgen_vllm.ops.reference import slots_of
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
 
@@ -150,22 +151,15 @@ class FastGenRuntime:
         """
         request = self._requests[request_id]
         assert request.lane is not None, f"{request_id} is not compacted"
-        held: list[list[list[int]]] = []
-        for layer in self._heads[request.lane]:
-            held.append([self._head_positions(record.tolist(), block_row) for record in layer])
-        return held
+        row = torch.tensor(block_row)
+        return [
+            [self._head_positions(record, row) for record in layer]
+            for layer in self._heads[request.lane]
+        ]
 
-    def _head_positions(self, record: list[int], block_row: list[int]) -> list[int]:
-        positions: list[int] = []
-        size = self._geometry.block_size
-        for index in range(-(-record[HeadField.LENGTH] // size)):
-            page = record[HeadField.FIRST_PAGE] + index
-            if (grown := index - record[HeadField.NUM_PAGES]) >= 0:
-                page = record[HeadField.GROWTH_PAGE] + grown * record[HeadField.GROWTH_STRIDE]
-                page += grown // record[HeadField.SKIP_PERIOD] * record[HeadField.SKIP_PAGES]
-            block, inside = divmod(page, self._geometry.pages_per_block)
-            positions += self._positions[block_row[block], inside].tolist()
-        return sorted(positions[: record[HeadField.LENGTH]])
+    def _head_positions(self, record: Tensor, block_row: Tensor) -> list[int]:
+        where = slots_of(self._arena, block_row, record)
+        return sorted(self._positions[where].tolist())
 
     # -- one step ----------------------------------------------------------------------
 
