@@ -1,25 +1,87 @@
-"""Build the kernels; every other fact about the package is in pyproject.toml."""
+"""Build the kernels; every other fact about the package is in pyproject.toml.
 
+CUDA kernels are built where nvcc is on PATH and torch is a CUDA build; FASTGEN_CUDA=1 builds them
+for any torch (the binary needs none of its CUDA libraries), FASTGEN_CUDA=0 leaves them out.
+TORCH_CUDA_ARCH_LIST chooses architectures.
+"""
+
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
+INCLUDE = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
 
 # The stable ABI: one binary for torch 2.13 and later, and for Python 3.10 and later.
 MACROS = [("TORCH_TARGET_VERSION", "0x020d000000000000"), ("Py_LIMITED_API", "0x030A0000")]
 
+
+def sources(*patterns: str) -> list[str]:
+    """Files of the patterns, relative to this one."""
+    return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.glob(pattern))
+
+
+class Build(BuildExtension):
+    """Adds the objects that nvcc makes of csrc/cuda/*.cu."""
+
+    def build_extensions(self) -> None:
+        wanted = os.environ.get("FASTGEN_CUDA", "1" if torch.version.cuda else "0") != "0"
+        nvcc = shutil.which("nvcc")
+        if wanted and nvcc:
+            self.add_cuda(self.extensions[0], nvcc)
+        else:
+            why = "no nvcc on PATH" if wanted else "torch has no CUDA, or FASTGEN_CUDA is 0"
+            print(f"fastgen_vllm: CUDA kernels are not built: {why}")
+        super().build_extensions()
+
+    def add_cuda(self, extension: CppExtension, nvcc: str) -> None:
+        command = [nvcc, "--dryrun", "-E", "-x", "cu", "/dev/null"]
+        settings = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        include = re.search(r'INCLUDES="-I(.+?)"', settings)
+        assert include, settings
+        headers = Path(include[1].strip())
+        objects = Path(self.build_temp, "cuda")
+        objects.mkdir(parents=True, exist_ok=True)
+        flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *architectures()]
+        for source in sources("csrc/cuda/*.cu"):
+            target = str(objects / Path(source).with_suffix(".o").name)
+            includes = [f"-I{path}" for path in INCLUDE]
+            subprocess.check_call([nvcc, *flags, *includes, "-c", source, "-o", target])
+            extension.extra_objects.append(target)
+        extension.sources += sources("csrc/cuda/*.cpp")
+        extension.include_dirs.append(str(headers))
+        extension.define_macros.append(("FASTGEN_CUDA", "1"))
+        extension.extra_objects.append(str(headers.parent / "lib" / "libcudart_static.a"))
+        extension.extra_link_args += ["-lrt", "-ldl", "-lpthread"]
+
+
+def architectures() -> list[str]:
+    """Options of nvcc, from a list like "8.0;9.0a+PTX"."""
+    flags = []
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+    for each in chosen.replace(" ", ";").split(";"):
+        number = each.removesuffix("+PTX").replace(".", "")
+        code = f"[sm_{number},compute_{number}]" if each.endswith("+PTX") else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
+
+
 kernels = CppExtension(
     "fastgen_vllm._C",
-    ["csrc/bindings.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))],
-    include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc" / "include")],
-    define_macros=MACROS,
+    sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+    include_dirs=list(INCLUDE),
+    define_macros=list(MACROS),
     extra_compile_args={"cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"]},
     py_limited_api=True,
 )
 
 setup(
     ext_modules=[kernels],
-    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=False)},
+    cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=False)},
 )

@@ -4,6 +4,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/ops.h"
+#ifdef FASTGEN_CUDA
+#include "cuda/launchers.h"
+#endif
 
 STABLE_TORCH_LIBRARY(fastgen, m) {
   m.def(
@@ -34,6 +37,16 @@ STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("store", TORCH_BOX(&fastgen::store));
   m.impl("decode_attention", TORCH_BOX(&fastgen::decode_attention));
 }
+
+#ifdef FASTGEN_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
+  m.impl("attention_mass", TORCH_BOX(&fastgen::cuda::attention_mass));
+  m.impl("value_norm", TORCH_BOX(&fastgen::cuda::value_norm));
+  m.impl("compact", TORCH_BOX(&fastgen::cuda::compact));
+  m.impl("store", TORCH_BOX(&fastgen::cuda::store));
+  m.impl("decode_attention", TORCH_BOX(&fastgen::cuda::decode_attention));
+}
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&fastgen::isa));

@@ -1,9 +1,10 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/checks.h"
+#include "arguments.h"
 #include "cpu/isa.h"
 #include "cpu/ops.h"
+#include "cpu/work.h"
 
 namespace fastgen {
 namespace {
@@ -22,39 +23,10 @@ struct Job {
 void decode_attention(const Tensor& query, const Tensor& token_index, const Tensor& lanes,
                       const Tensor& block_rows, int64_t layer, double scale, std::string pool,
                       const Tensor& arena, const Tensor& heads, Tensor values, Tensor output) {
-  const Checks check("decode_attention");
-  DecodeArgs a = {};
-  a.pool = check.arena(arena);
-  check.layer(layer, a.pool);
-  check.rows("query", query, arena.scalar_type(), {kAny, kAny, a.pool.head_size});
-  a.group_size = check.group_size(query, a.pool);
-  check.rows("output", output, arena.scalar_type(),
-             {query.size(0), query.size(1), a.pool.head_size});
-  a.pooling = check.pooling(pool);
-  check.contiguous("token_index", token_index, ScalarType::Long, {kAny});
+  DecodeArgs a = decode_arguments(query, token_index, lanes, block_rows, layer, scale, pool, arena,
+                                  heads, values, output);
   const int64_t requests = token_index.size(0);
-  check.contiguous("lanes", lanes, ScalarType::Int, {requests});
-  check.rows("block_rows", block_rows, ScalarType::Int, {requests, kAny});
-  check.contiguous("heads", heads, ScalarType::Int,
-                   {kAny, a.pool.num_layers, a.pool.num_heads, kHeadFields});
   const int64_t pages_per_block = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
-  check.contiguous("values", values, ScalarType::Float,
-                   {arena.size(1), pages_per_block, a.pool.page_slots});
-
-  a.query = static_cast<const char*>(query.data_ptr());
-  a.query_token_stride = query.stride(0);
-  a.query_head_stride = query.stride(1);
-  a.output = static_cast<char*>(output.data_ptr());
-  a.output_token_stride = output.stride(0);
-  a.output_head_stride = output.stride(1);
-  a.token_index = static_cast<const int64_t*>(token_index.data_ptr());
-  a.lanes = static_cast<const int32_t*>(lanes.data_ptr());
-  a.block_rows = static_cast<const int32_t*>(block_rows.data_ptr());
-  a.row_stride = block_rows.stride(0);
-  a.layer = static_cast<int>(layer);
-  a.scale = static_cast<float>(scale);
-  a.heads = static_cast<const HeadRecord*>(heads.data_ptr());
-  a.values = static_cast<float*>(values.data_ptr());
   a.part_pages = std::max(1, kPartSlots / a.pool.page_slots);
 
   // Only a head of several parts that values tokens needs its scores after its parts are done.
@@ -108,12 +80,11 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
   }
 
   const Kernels& kernel = kernels();
-  for_each_item(num_parts, [&](int64_t worker, int64_t item) {
+  for_each_item_ahead(num_parts, [&](int64_t worker, int64_t item, int64_t following) {
     DecodePart& part = parts[item];
     float* rows = workspaces + worker * workspace;
     if (part.scores == nullptr) part.scores = rows + decode_workspace(a);
-    const DecodePart& following = parts[std::min(item + threads, num_parts - 1)];
-    kernel.decode_part(a, part, following, rows);
+    kernel.decode_part(a, part, parts[following], rows);
     const int64_t job = job_of_part[item];
     // Who finishes a head's last part merges them all.
     if (waiting[job].fetch_sub(1, std::memory_order_acq_rel) == 1) {

@@ -1,4 +1,8 @@
-"""The kernels: ``torch.ops.fastgen.*`` with documented wrappers. Importing this loads them."""
+"""The kernels: ``torch.ops.fastgen.*`` with documented wrappers. Importing this loads them.
+
+The wrappers describe the CPU's cache, ``[L, B, H, 2*S, D]``. On CUDA, where it was built, it is
+``[L, B, H, S, 2*D]``, K and V of a slot side by side, and ``S`` a multiple of 16.
+"""
 
 from importlib import import_module
 

@@ -9,8 +9,8 @@
 // requests of the step. Bytes: 2 * D elements per slot; 4 * G per slot of scores stay in cache.
 // K and V of a page are taken together, so that the prefetch runs a whole page ahead; heads that
 // value tokens keep their scores, because probabilities are known only after the last page.
-// During its last page a part prefetches the first one of the part that its thread will probably do
-// next; and all along the values that decode_finish will add to.
+// During its last page a part prefetches the first one of the part that its thread does next; and
+// all along the values that decode_finish will add to.
 //
 // State of a part, in floats: [G, D] sum of exp(score - maximum) * V, [G] maximum, [G] sum of exp.
 #pragma once

@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
+// Functions that kernels of either device call.
+#ifdef __CUDACC__
+#define FASTGEN_ANYWHERE __host__ __device__
+#else
+#define FASTGEN_ANYWHERE
+#endif
+
 namespace fastgen {
 
 // One row of the tensor heads[lane, L, H, :]; pages are numbered within the request's page stream.
@@ -27,10 +34,12 @@ static_assert(sizeof(HeadRecord) == kHeadFields * sizeof(int32_t), "heads[..., :
 enum StoreRule : int32_t { kAppend = 0, kByValue = 1, kByAge = 2, kByEnergy = 3 };
 
 // Whether such heads accumulate a value for every slot.
-static inline bool values_tokens(int32_t rule) { return rule == kByValue || rule == kByEnergy; }
+FASTGEN_ANYWHERE static inline bool values_tokens(int32_t rule) {
+  return rule == kByValue || rule == kByEnergy;
+}
 
 // Stream page that holds the slots [i * S, (i + 1) * S) of the head.
-static inline int32_t stream_page_of(const HeadRecord& head, int32_t i) {
+FASTGEN_ANYWHERE static inline int32_t stream_page_of(const HeadRecord& head, int32_t i) {
   const int32_t grown = i - head.num_pages;
   if (grown < 0) return head.first_page + i;
   const int32_t page = head.growth_page + grown * head.growth_stride;
@@ -39,7 +48,8 @@ static inline int32_t stream_page_of(const HeadRecord& head, int32_t i) {
 
 // Pages that the head may use once the request has stored `num_tokens`: a request grows by a step
 // for every S tokens beyond its room.
-static inline int32_t granted_pages(const HeadRecord& head, int32_t num_tokens, int32_t slots) {
+FASTGEN_ANYWHERE static inline int32_t granted_pages(const HeadRecord& head, int32_t num_tokens,
+                                                     int32_t slots) {
   if (head.growth_period == 0 || num_tokens <= head.room) return head.num_pages;
   const int32_t steps = (num_tokens - head.room + slots - 1) / slots;
   return head.num_pages + steps / head.growth_period;

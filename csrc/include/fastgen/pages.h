@@ -3,20 +3,24 @@
 //   page of (layer l, head h) in block b:   arena[l, b, h]
 //
 //        +---------------------------+---------------------------+
-//        | K, column-major  [D, S]   | V, row-major     [S, D]   |
+//   CPU  | K, column-major  [D, S]   | V, row-major     [S, D]   |    a page is contiguous
 //        +---------------------------+---------------------------+
+//
+//        +-----------+-----------+
+//   CUDA | K of slot | V of slot |  x S    [S, 2 * D], rows slot_stride apart, so that either of
+//        +-----------+-----------+         vLLM's orders, [H, S, 2 * D] and [S, H, 2 * D], fits
 //
 //   stock:   token n of (l, h)  ->  block row[n / S], page (l, h), slot n % S
 //   stream:  stream page p      ->  block row[p / LH], page (l, h) = divmod(p % LH, H)
 #pragma once
 
-#include <cstdint>
+#include "fastgen/head_record.h"
 
 namespace fastgen {
 
 enum DataType { kFloat32, kFloat16, kBFloat16 };
 
-// vLLM's KV cache. Strides count elements; a page itself is contiguous.
+// vLLM's KV cache. Strides count elements.
 struct PagePool {
   char* arena;
   DataType dtype;
@@ -24,24 +28,27 @@ struct PagePool {
   int64_t layer_stride;
   int64_t block_stride;
   int64_t head_stride;
-  int num_layers;  // L
-  int num_heads;   // H
-  int page_slots;  // S, a multiple of 32
-  int head_size;   // D, a multiple of 32
+  int64_t slot_stride;  // CUDA: from one slot's K and V to the next one's
+  int num_layers;       // L
+  int num_heads;        // H
+  int page_slots;       // S, a multiple of 32
+  int head_size;        // D, a multiple of 32
 };
 
 struct StreamPage {
-  char* data;         // K, then V
+  char* data;         // the page's first element
   int64_t meta_slot;  // slot 0 of the page in positions[B, L*H, S] and values[B, L*H, S]
 };
 
-static inline char* stock_page(const PagePool& pool, int layer, int32_t block, int head) {
+FASTGEN_ANYWHERE static inline char* stock_page(const PagePool& pool, int layer, int32_t block,
+                                                int head) {
   return pool.arena +
          (layer * pool.layer_stride + block * pool.block_stride + head * pool.head_stride) *
              pool.element_size;
 }
 
-static inline StreamPage stream_page(const PagePool& pool, const int32_t* row, int32_t page) {
+FASTGEN_ANYWHERE static inline StreamPage stream_page(const PagePool& pool, const int32_t* row,
+                                                      int32_t page) {
   const int pages_per_block = pool.num_layers * pool.num_heads;
   const int32_t block = row[page / pages_per_block];
   const int in_block = page % pages_per_block;

@@ -1,15 +1,11 @@
-// What every launcher does: check its tensors, and hand out ragged work to torch's own threads.
+// What is legal: checks of an op's tensors, whatever device they are on.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <initializer_list>
-#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -58,14 +54,20 @@ std::string shape_text(const Sizes& sizes) {
   return text + "]";
 }
 
+inline std::string device_name(const Tensor& t) {
+  return t.is_cpu() ? "the CPU" : "GPU " + std::to_string(t.get_device_index());
+}
+
 // Checks of one op's arguments; every message names the op, the argument and what is legal.
 class Checks {
  public:
-  explicit Checks(const char* op) : op_(op) {}
+  // All tensors of a call are on the device of its cache.
+  Checks(const char* op, const Tensor& arena) : op_(op), arena_(arena) {}
 
   void tensor(const char* name, const Tensor& t, ScalarType dtype,
               std::initializer_list<int64_t> shape) const {
-    require(t.is_cpu(), op_, ": ", name, " must be on the CPU");
+    require(t.device() == arena_.device(), op_, ": ", name, " must be on ", device_name(arena_),
+            ", like arena, got ", device_name(t));
     require(t.scalar_type() == dtype, op_, ": ", name, " must be ", dtype_name(dtype), ", got ",
             dtype_name(t.scalar_type()));
     bool same = t.dim() == static_cast<int64_t>(shape.size());
@@ -92,21 +94,37 @@ class Checks {
             " must be contiguous in its last dimension");
   }
 
-  PagePool arena(const Tensor& t) const {
+  PagePool arena() const { return arena("arena", arena_); }
+
+  // A cache; the layouts are drawn in fastgen/pages.h.
+  PagePool arena(const char* name, const Tensor& t) const {
     const ScalarType dtype = t.scalar_type();
     require(
         dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-        op_, ": arena must be float32, float16 or bfloat16, got ", dtype_name(dtype));
-    tensor("arena", t, dtype, {kAny, kAny, kAny, kAny, kAny});
-    require(t.size(3) > 0 && t.size(3) % (2 * kTile) == 0, op_,
-            ": arena must have 2 * S rows in a page, S a multiple of 32, got shape ",
-            shape_text(t.sizes()));
-    require(t.size(4) > 0 && t.size(4) % kTile == 0, op_,
-            ": arena must have a head size D that is a multiple of 32, got shape ",
-            shape_text(t.sizes()));
-    require(t.stride(4) == 1 && t.stride(3) == t.size(4), op_,
-            ": arena must be contiguous in its last two dimensions, got strides ",
-            shape_text(t.strides()));
+        op_, ": ", name, " must be float32, float16 or bfloat16, got ", dtype_name(dtype));
+    tensor(name, t, dtype, {kAny, kAny, kAny, kAny, kAny});
+    const bool cpu = t.is_cpu();
+    const int64_t slots = cpu ? t.size(3) / 2 : t.size(3);
+    const int64_t head_size = cpu ? t.size(4) : t.size(4) / 2;
+    if (cpu) {
+      require(t.size(3) > 0 && t.size(3) % (2 * kTile) == 0, op_, ": ", name,
+              " must have 2 * S rows in a page, S a multiple of 32, got shape ",
+              shape_text(t.sizes()));
+      require(t.size(4) > 0 && t.size(4) % kTile == 0, op_, ": ", name,
+              " must have a head size D that is a multiple of 32, got shape ",
+              shape_text(t.sizes()));
+      require(t.stride(4) == 1 && t.stride(3) == t.size(4), op_, ": ", name,
+              " must be contiguous in its last two dimensions, got strides ",
+              shape_text(t.strides()));
+    } else {
+      require(slots > 0 && slots % 16 == 0, op_, ": ", name,
+              " must have pages of S slots, S a multiple of 16, got shape ", shape_text(t.sizes()));
+      require(t.size(4) > 0 && t.size(4) % (2 * kTile) == 0 && head_size <= 256, op_, ": ", name,
+              " must have rows of 2 * D elements, D a multiple of 32 and at most 256, got shape ",
+              shape_text(t.sizes()));
+      require(t.stride(4) == 1 && t.stride(3) % head_size == 0, op_, ": ", name,
+              " must be contiguous in its last dimension, got strides ", shape_text(t.strides()));
+    }
     return {static_cast<char*>(t.data_ptr()),
             dtype == ScalarType::Float  ? kFloat32
             : dtype == ScalarType::Half ? kFloat16
@@ -115,17 +133,18 @@ class Checks {
             t.stride(0),
             t.stride(1),
             t.stride(2),
+            t.stride(3),
             static_cast<int>(t.size(0)),
             static_cast<int>(t.size(2)),
-            static_cast<int>(t.size(3) / 2),
-            static_cast<int>(t.size(4))};
+            static_cast<int>(slots),
+            static_cast<int>(head_size)};
   }
 
-  // positions and values, parallel to the pages of the arena
-  void metadata(const Tensor& arena, const Tensor& positions, const Tensor& values) const {
-    const int64_t pages = arena.size(0) * arena.size(2), slots = arena.size(3) / 2;
-    contiguous("positions", positions, ScalarType::Int, {arena.size(1), pages, slots});
-    contiguous("values", values, ScalarType::Float, {arena.size(1), pages, slots});
+  // positions or values, parallel to the pages of the arena
+  void metadata(const char* name, const Tensor& t, ScalarType dtype, const PagePool& pool) const {
+    contiguous(
+        name, t, dtype,
+        {arena_.size(1), static_cast<int64_t>(pool.num_layers) * pool.num_heads, pool.page_slots});
   }
 
   void layer(int64_t layer, const PagePool& pool) const {
@@ -149,51 +168,7 @@ class Checks {
 
  private:
   const char* op_;
+  const Tensor& arena_;
 };
-
-// Rounds a number of floats up to whole cache lines, so that no vector straddles two.
-inline int64_t whole_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
-
-// Memory that only grows: a fresh mapping per call would cost its page faults every time.
-class Scratch {
- public:
-  // Uninitialised room for `count` floats, valid until the next call; 64-byte aligned.
-  float* floats(int64_t count) {
-    if (count > capacity_) {
-      ::operator delete[](data_, std::align_val_t(64));
-      data_ = nullptr;
-      capacity_ = 0;
-      data_ = static_cast<float*>(
-          ::operator new[](static_cast<size_t>(count) * sizeof(float), std::align_val_t(64)));
-      capacity_ = count;
-    }
-    return data_;
-  }
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { ::operator delete[](data_, std::align_val_t(64)); }
-
- private:
-  float* data_ = nullptr;
-  int64_t capacity_ = 0;
-};
-
-// Calls work(worker, item) for every item in [0, items); who is free takes the next one. Workers
-// are numbered from 0 and below torch's number of threads. There is one for every `least` items, at
-// most: a little work is not worth waking threads for.
-template <typename Work>
-void for_each_item(int64_t items, const Work& work, int64_t least = 1) {
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t workers = std::clamp<int64_t>(items / least, 1, threads);
-  if (workers == 1) {
-    for (int64_t i = 0; i < items; ++i) work(0, i);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
-    for (int64_t i = next++; i < items; i = next++) work(worker, i);
-  });
-}
 
 }  // namespace fastgen

@@ -1,0 +1,498 @@
+// Decode attention: one query per request over the ragged pages of each head.
+//
+//   decode_pieces  A fixed number of blocks share all pages of the layer evenly: block b takes the
+//                  pages [b * share, (b + 1) * share) of the line on which all heads of all
+//                  requests follow each other. So no block waits for a long head, and the launch
+//                  has the same shape whatever the lengths are. Every block works out the line from
+//                  the records itself (R*H lengths, from the second-level cache). Where block b
+//                  meets head j it leaves one unmerged softmax state, at states[j + b]: both only
+//                  grow along the line, so no two pieces meet in one place.
+//   decode_finish  grid (R*H, parts of a head): merges the states of a head in the order of blocks,
+//                  writes the output rows and, for heads that value tokens, adds the pooled
+//                  probabilities, or their squares, to `values`.
+//
+// Within decode_pieces each of four warps takes tiles of slots in turn. A lane holds the same 16
+// bytes of K and of V of every slot that it sees, and of the G queries; it copies them
+// asynchronously to its own place in shared memory, two tiles ahead, and reads back nothing but
+// what it copied itself, so that no barrier is needed until the piece is done. Neighbouring lanes
+// copy neighbouring vectors. K and V are read once for up to eight query heads; more are done eight
+// by eight, from the second-level cache. Scores of heads that value tokens go to scratch, and are
+// computed twice where that is full. Which pages a block takes depends on the whole step, so
+// results are those of another order of summation when other requests run, as in vLLM's own split
+// kernels; they are the same in every run of the same step.
+//
+// Shared memory: 48 KiB (96 KiB for float32 with D > 128), so four blocks on an SM of an H100.
+// Bytes: 2 * D elements per slot, the least possible; a state of 8 * G * (D + 2) bytes written and
+// read per piece; 8 * G per slot of a head that values tokens. R 64, N 2,048, H 8, G 4, D 128,
+// bf16: 537 MB, by bandwidth 0.35 ms on an A100 (1.5 TB/s) and 0.16 ms on an H100 (3.3 TB/s).
+// Arithmetic: some 12 * G + 8 instructions of a warp per slot at D = 128, at G = 4 a third of what
+// an H100 issues in that time; matrix units begin to pay beyond G = 8. Untested on hardware:
+// everything.
+#pragma once
+
+#include "cuda/numbers.h"
+#include "cuda/ops.h"
+
+namespace fastgen {
+
+constexpr int kDecodeThreads = 128;
+constexpr int kDecodeWarps = kDecodeThreads / kWarpSize;
+constexpr int kStages = 3;     // tiles of a warp that are under way or in use
+constexpr int kTileSteps = 4;  // slots of a tile that one lane sees
+constexpr int kMostRows = 8;   // query heads that share a read of K and V
+constexpr int kFinishSlots = 2048;
+
+// How a warp lies over slots: kLanes lanes side by side cover a slot's K, several slots at a time.
+template <typename T, int kHeadSize>
+struct Lanes {
+  static constexpr int kVectors = kHeadSize / Vector<T>::kSize;  // of K of a slot
+  static constexpr int kLanes = kVectors < kWarpSize ? kVectors : kWarpSize;
+  static constexpr int kPerLane = kVectors / kLanes;
+  static constexpr int kSlots = kWarpSize / kLanes;
+  static constexpr int kElements = kPerLane * Vector<T>::kSize;  // of a lane
+  static constexpr int kTileSlots = kTileSteps * kSlots;
+  static constexpr int kStageVectors = 2 * kTileSteps * kPerLane * kWarpSize;
+  static constexpr int kStageBytes = kStageVectors * kVectorBytes;
+
+  // The element of a slot's K (or V) that lane `lane` of a slot's lanes holds as its i-th.
+  static __device__ __forceinline__ int element(int lane, int i) {
+    return (i / Vector<T>::kSize * kLanes + lane) * Vector<T>::kSize + i % Vector<T>::kSize;
+  }
+};
+
+template <typename T, int kHeadSize, int kRows>
+constexpr int decode_shared_bytes() {
+  constexpr int kCopies = kDecodeWarps * kStages * Lanes<T, kHeadSize>::kStageBytes;
+  constexpr int kMerge = kDecodeWarps * kRows * (kHeadSize + 2) * static_cast<int>(sizeof(float));
+  return kCopies > kMerge ? kCopies : kMerge;
+}
+
+// The heads of all requests of the step, in a line.
+struct Jobs {
+  const DecodeArgs& a;
+  int count;  // R*H
+
+  __device__ const HeadRecord* record(int job) const {
+    const int request = job / a.pool.num_heads, head = job % a.pool.num_heads;
+    const int32_t lane = a.lanes[request];
+    if (lane < 0) return nullptr;
+    return a.heads + (static_cast<int64_t>(lane) * a.pool.num_layers + a.layer) * a.pool.num_heads +
+           head;
+  }
+  __device__ int pages(int job) const {
+    const HeadRecord* head = record(job);
+    if (head == nullptr) return 0;
+    return (head->length + a.pool.page_slots - 1) / a.pool.page_slots;
+  }
+  __device__ const int32_t* row(int job) const {
+    return a.block_rows + job / a.pool.num_heads * a.row_stride;
+  }
+  template <typename T>
+  __device__ const T* query(int job, int group_row) const {
+    return reinterpret_cast<const T*>(a.query) +
+           a.token_index[job / a.pool.num_heads] * a.query_token_stride +
+           (job % a.pool.num_heads * a.group_size + group_row) * a.query_head_stride;
+  }
+};
+
+__host__ __device__ inline int64_t state_floats(const DecodeArgs& a) {
+  return static_cast<int64_t>(a.group_size) * (a.pool.head_size + 2);
+}
+
+__device__ __forceinline__ int share_of_block(int total_pages, int num_blocks) {
+  return (total_pages + num_blocks - 1) / num_blocks;
+}
+
+// Where a block begins on the line.
+struct Start {
+  int job;
+  int page;   // of the job
+  int total;  // pages of the line
+  int share;  // pages of a block
+};
+
+// Finds the page `blockIdx.x * share` of the line; block 0 also writes down where every job begins.
+__device__ __forceinline__ Start find_start(const Jobs& jobs, int32_t* first_page) {
+  FASTGEN_SHARED(int, ends, [kDecodeThreads]);
+  FASTGEN_SHARED(Start, start, [1]);
+  const int thread = threadIdx.x;
+  const int chunk = (jobs.count + kDecodeThreads - 1) / kDecodeThreads;
+  const int from = min(thread * chunk, jobs.count), to = min(from + chunk, jobs.count);
+  int mine = 0;
+  for (int job = from; job < to; ++job) mine += jobs.pages(job);
+
+  ends[thread] = mine;
+  __syncthreads();
+  for (int distance = 1; distance < kDecodeThreads; distance *= 2) {
+    const int before = thread >= distance ? ends[thread - distance] : 0;
+    __syncthreads();
+    ends[thread] += before;
+    __syncthreads();
+  }
+  const int total = ends[kDecodeThreads - 1];
+  const int share = share_of_block(total, gridDim.x);
+  const int first = blockIdx.x * share;
+  int page = ends[thread] - mine;
+  const bool here = page <= first && first < page + mine;
+  if (thread == 0) start[0] = {jobs.count, 0, total, share};
+  __syncthreads();
+  if (here || blockIdx.x == 0) {
+    for (int job = from; job < to; ++job) {
+      const int pages = jobs.pages(job);
+      if (blockIdx.x == 0) first_page[job] = page;
+      if (here && page <= first && first < page + pages)
+        start[0] = {job, first - page, total, share};
+      page += pages;
+    }
+  }
+  if (blockIdx.x == 0 && thread == 0) first_page[jobs.count] = total;
+  __syncthreads();
+  return start[0];
+}
+
+// Pages [first_page, first_page + num_pages) of one head; line_page is the first one's on the line.
+struct Piece {
+  int job;
+  int first_page;
+  int num_pages;
+  int line_page;
+};
+
+// The softmax of kRows query heads over the slots that one lane sees, and the lanes beside it.
+template <typename T, int kHeadSize, int kRows>
+struct LaneSoftmax {
+  using Shape = Lanes<T, kHeadSize>;
+  float query[kRows][Shape::kElements];  // times scale, for powers of two
+  float sum[kRows][Shape::kElements];    // of exp2(score - most) * V
+  float most[kRows];
+  float weight[kRows];  // sum of exp2(score - most)
+
+  __device__ __forceinline__ LaneSoftmax(const Jobs& jobs, int job, int group_row, int lane) {
+    const float scale = jobs.a.scale * kLog2E;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const bool there = group_row + r < jobs.a.group_size;
+      const T* from = jobs.query<T>(job, there ? group_row + r : 0);
+#pragma unroll
+      for (int i = 0; i < Shape::kElements; ++i) {
+        const int element = Shape::element(lane, i);
+        query[r][i] =
+            there && element < jobs.a.pool.head_size ? to_float(from[element]) * scale : 0.f;
+        sum[r][i] = 0.f;
+      }
+      most[r] = -INFINITY;
+      weight[r] = 0.f;
+    }
+  }
+
+  // Score of a slot that kLanes lanes hold together, the same in all of them.
+  __device__ __forceinline__ float score(int r, const float (&key)[Shape::kElements]) const {
+    float dot = 0.f;
+#pragma unroll
+    for (int i = 0; i < Shape::kElements; ++i) dot += query[r][i] * key[i];
+#pragma unroll
+    for (int distance = Shape::kLanes / 2; distance > 0; distance /= 2) {
+      dot += __shfl_xor_sync(kWholeWarp, dot, distance);
+    }
+    return dot;
+  }
+
+  __device__ __forceinline__ void add(int r, float score, const float (&value)[Shape::kElements]) {
+    raise(r, score);
+    const float p = exp2f(score - most[r]);
+    weight[r] += p;
+#pragma unroll
+    for (int i = 0; i < Shape::kElements; ++i) sum[r][i] += p * value[i];
+  }
+
+  // Adds up the lanes that hold the same elements of other slots.
+  __device__ __forceinline__ void merge_slots() {
+#pragma unroll
+    for (int distance = Shape::kLanes; distance < kWarpSize; distance *= 2) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        raise(r, __shfl_xor_sync(kWholeWarp, most[r], distance));
+        weight[r] += __shfl_xor_sync(kWholeWarp, weight[r], distance);
+#pragma unroll
+        for (int i = 0; i < Shape::kElements; ++i) {
+          sum[r][i] += __shfl_xor_sync(kWholeWarp, sum[r][i], distance);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void raise(int r, float score) {
+    if (score <= most[r]) return;
+    const float factor = exp2f(most[r] - score);
+    most[r] = score;
+    weight[r] *= factor;
+#pragma unroll
+    for (int i = 0; i < Shape::kElements; ++i) sum[r][i] *= factor;
+  }
+};
+
+// A warp's tiles of a piece on their way through shared memory, where each lane has its own places.
+template <typename T, int kHeadSize>
+struct Tiles {
+  using Shape = Lanes<T, kHeadSize>;
+  const Jobs& jobs;
+  const Piece& piece;
+  const HeadRecord& head;
+  int num_slots;  // of the piece
+  int lane;       // among those of a slot
+  int slot;       // among those of a step
+  Vector<T>* own;
+
+  __device__ __forceinline__ Tiles(const Jobs& jobs, const Piece& piece, const HeadRecord& head,
+                                   Vector<T>* shared)
+      : jobs(jobs), piece(piece), head(head) {
+    const int slots = jobs.a.pool.page_slots, lane_of_warp = threadIdx.x % kWarpSize;
+    num_slots = min(piece.num_pages * slots, head.length - piece.first_page * slots);
+    lane = lane_of_warp % Shape::kLanes;
+    slot = lane_of_warp / Shape::kLanes;
+    own = shared + threadIdx.x / kWarpSize * kStages * Shape::kStageVectors + lane_of_warp;
+  }
+
+  __device__ __forceinline__ int slot_of(int tile, int step) const {
+    return tile * Shape::kTileSlots + step * Shape::kSlots + slot;
+  }
+  __device__ __forceinline__ bool holds(int vector) const {
+    return Shape::element(lane, vector * Vector<T>::kSize) < jobs.a.pool.head_size;
+  }
+  // Where this lane keeps a vector of K (half 0) or of V (half 1).
+  __device__ __forceinline__ Vector<T>* place(int stage, int step, int vector, int half) const {
+    return own + stage * Shape::kStageVectors +
+           ((step * Shape::kPerLane + vector) * 2 + half) * kWarpSize;
+  }
+
+  // Begins to copy a tile, if there is one.
+  __device__ __forceinline__ void fetch(int tile, int stage) const {
+    const PagePool& pool = jobs.a.pool;
+    if (tile * Shape::kTileSlots < num_slots) {
+      const int page = tile * Shape::kTileSlots / pool.page_slots;  // a tile lies in one page
+      const StreamPage found =
+          stream_page(pool, jobs.row(piece.job), stream_page_of(head, piece.first_page + page));
+      const T* data = reinterpret_cast<const T*>(found.data);
+#pragma unroll
+      for (int step = 0; step < kTileSteps; ++step) {
+        if (slot_of(tile, step) >= num_slots) continue;
+        const T* row = data + (slot_of(tile, step) - page * pool.page_slots) * pool.slot_stride;
+#pragma unroll
+        for (int vector = 0; vector < Shape::kPerLane; ++vector) {
+          if (!holds(vector)) continue;
+          const T* from = row + Shape::element(lane, vector * Vector<T>::kSize);
+          copy_async<kVectorBytes>(place(stage, step, vector, 0), from);
+          copy_async<kVectorBytes>(place(stage, step, vector, 1), from + pool.head_size);
+        }
+      }
+    }
+    commit_copies();  // of nothing, too: waits count
+  }
+
+  // K (half 0) or V (half 1) of a step's slot.
+  __device__ __forceinline__ void read(int stage, int step, int half,
+                                       float (&to)[Shape::kElements]) const {
+#pragma unroll
+    for (int vector = 0; vector < Shape::kPerLane; ++vector) {
+      Vector<T> from = {};
+      if (holds(vector)) from = *place(stage, step, vector, half);
+#pragma unroll
+      for (int i = 0; i < Vector<T>::kSize; ++i) {
+        to[vector * Vector<T>::kSize + i] = to_float(from.at[i]);
+      }
+    }
+  }
+};
+
+// A block's softmax over a piece for the query heads [group_row, group_row + kRows) of its head.
+template <typename T, int kHeadSize, int kRows>
+__device__ __forceinline__ void attend(const Jobs& jobs, const DecodeScratch& scratch,
+                                       const Piece& piece, int group_row, Vector<T>* shared) {
+  using Shape = Lanes<T, kHeadSize>;
+  const DecodeArgs& a = jobs.a;
+  const HeadRecord head = *jobs.record(piece.job);
+  const int warp = threadIdx.x / kWarpSize, group = a.group_size, d = a.pool.head_size;
+  const Tiles<T, kHeadSize> tiles(jobs, piece, head, shared);
+  LaneSoftmax<T, kHeadSize, kRows> softmax(jobs, piece.job, group_row, tiles.lane);
+  const bool keeps_scores = values_tokens(head.rule) && tiles.lane == 0;
+
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) tiles.fetch(warp + i * kDecodeWarps, i);
+  int stage = 0;
+  for (int tile = warp; tile * Shape::kTileSlots < tiles.num_slots; tile += kDecodeWarps) {
+    wait_for_copies<kStages - 2>();
+    tiles.fetch(tile + (kStages - 1) * kDecodeWarps, (stage + kStages - 1) % kStages);
+#pragma unroll
+    for (int step = 0; step < kTileSteps; ++step) {
+      const int slot = tiles.slot_of(tile, step);
+      const bool used = slot < tiles.num_slots;
+      float key[Shape::kElements] = {}, value[Shape::kElements] = {}, score[kRows];
+      if (used) {
+        tiles.read(stage, step, 0, key);
+        tiles.read(stage, step, 1, value);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) score[r] = softmax.score(r, key);
+      if (!used) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) softmax.add(r, score[r], value);
+      const int page = piece.line_page + slot / a.pool.page_slots;
+      if (keeps_scores && page < scratch.scored_pages) {
+        float* to = scratch.scores +
+                    (static_cast<int64_t>(piece.line_page) * a.pool.page_slots + slot) * group;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          if (group_row + r < group) to[group_row + r] = score[r];
+        }
+      }
+    }
+    stage = (stage + 1) % kStages;
+  }
+  softmax.merge_slots();
+
+  // Shared memory changes its meaning.
+  __syncthreads();
+  float* const sums = reinterpret_cast<float*>(shared);  // [warp][row][kHeadSize]
+  float* const mosts = sums + kDecodeWarps * kRows * kHeadSize;
+  float* const weights = mosts + kDecodeWarps * kRows;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const int row = warp * kRows + r;
+    if (tiles.slot == 0) {
+#pragma unroll
+      for (int i = 0; i < Shape::kElements; ++i) {
+        sums[row * kHeadSize + Shape::element(tiles.lane, i)] = softmax.sum[r][i];
+      }
+    }
+    if (threadIdx.x % kWarpSize == 0) {
+      mosts[row] = softmax.most[r];
+      weights[row] = softmax.weight[r];
+    }
+  }
+  __syncthreads();
+  float* const state = scratch.states + (piece.job + blockIdx.x) * state_floats(a);
+  const int rows = min(kRows, group - group_row);
+  for (int i = threadIdx.x; i < rows * d; i += kDecodeThreads) {
+    const int r = i / d, element = i % d;
+    float most = mosts[r];
+#pragma unroll
+    for (int w = 1; w < kDecodeWarps; ++w) most = fmaxf(most, mosts[w * kRows + r]);
+    float sum = 0.f, weight = 0.f;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      const float factor = exp2f(mosts[w * kRows + r] - most);
+      sum += factor * sums[(w * kRows + r) * kHeadSize + element];
+      weight += factor * weights[w * kRows + r];
+    }
+    state[(group_row + r) * d + element] = sum;
+    if (element == 0) {
+      state[group * d + group_row + r] = most;
+      state[group * (d + 1) + group_row + r] = weight;
+    }
+  }
+  __syncthreads();
+}
+
+template <typename T, int kHeadSize, int kRows>
+__global__ void __launch_bounds__(kDecodeThreads, kRows > 4 ? 2 : 4)
+    decode_pieces(const __grid_constant__ DecodeArgs a, int num_requests, DecodeScratch scratch) {
+  FASTGEN_DYNAMIC_SHARED(Vector<T>, shared);
+  const Jobs jobs = {a, num_requests * a.pool.num_heads};
+  const Start start = find_start(jobs, scratch.first_page);
+  int line_page = blockIdx.x * start.share, page = start.page;
+  const int end = min(line_page + start.share, start.total);
+  for (int job = start.job; line_page < end; ++job) {
+    const int count = min(jobs.pages(job) - page, end - line_page);
+    if (count > 0) {
+      const Piece piece = {job, page, count, line_page};
+      for (int group_row = 0; group_row < a.group_size; group_row += kRows) {
+        attend<T, kHeadSize, kRows>(jobs, scratch, piece, group_row, shared);
+      }
+      line_page += count;
+    }
+    page = 0;
+  }
+}
+
+// Score of one slot, for heads that value tokens and whose scores found no room.
+template <typename T>
+__device__ float score_again(const Jobs& jobs, int job, int g, const T* key) {
+  const T* query = jobs.query<T>(job, g);
+  float dot = 0.f;
+  for (int first = 0; first < jobs.a.pool.head_size; first += Vector<T>::kSize) {
+    const Vector<T> k = *reinterpret_cast<const Vector<T>*>(key + first);
+#pragma unroll
+    for (int i = 0; i < Vector<T>::kSize; ++i) {
+      dot += to_float(query[first + i]) * to_float(k.at[i]);
+    }
+  }
+  return dot * jobs.a.scale * kLog2E;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kDecodeThreads)
+    decode_finish(const __grid_constant__ DecodeArgs a, int num_requests, DecodeScratch scratch) {
+  FASTGEN_DYNAMIC_SHARED(float, totals);  // [G] maxima, [G] inverse weights
+  const Jobs jobs = {a, num_requests * a.pool.num_heads};
+  const int job = blockIdx.x, group = a.group_size, d = a.pool.head_size;
+  const int begin = scratch.first_page[job], end = scratch.first_page[job + 1];
+  if (begin == end) return;
+  const int share = share_of_block(scratch.first_page[jobs.count], scratch.num_blocks);
+  const int first_block = begin / share, last_block = (end - 1) / share;
+  const float* states = scratch.states + (job + first_block) * state_floats(a);
+  const int num_states = last_block - first_block + 1;
+
+  for (int g = threadIdx.x; g < group; g += kDecodeThreads) {
+    const float* most = states + group * d + g;
+    const float* weight = most + group;
+    float highest = most[0], total = 0.f;
+    for (int i = 1; i < num_states; ++i) highest = fmaxf(highest, most[i * state_floats(a)]);
+    for (int i = 0; i < num_states; ++i) {
+      total += exp2f(most[i * state_floats(a)] - highest) * weight[i * state_floats(a)];
+    }
+    totals[g] = highest;
+    totals[group + g] = 1.f / total;
+  }
+  __syncthreads();
+
+  if (blockIdx.y == 0) {
+    T* output = reinterpret_cast<T*>(a.output) +
+                a.token_index[job / a.pool.num_heads] * a.output_token_stride +
+                job % a.pool.num_heads * group * a.output_head_stride;
+    for (int i = threadIdx.x; i < group * d; i += kDecodeThreads) {
+      const int g = i / d;
+      float sum = 0.f;
+      for (int s = 0; s < num_states; ++s) {
+        const float* state = states + s * state_floats(a);
+        sum += exp2f(state[group * d + g] - totals[g]) * state[i];
+      }
+      output[g * a.output_head_stride + i % d] = from_float<T>(sum * totals[group + g]);
+    }
+  }
+
+  const HeadRecord head = *jobs.record(job);
+  if (!values_tokens(head.rule)) return;
+  const int slots = a.pool.page_slots;
+  for (int first = blockIdx.y * kFinishSlots; first < head.length;
+       first += gridDim.y * kFinishSlots) {
+    const int last = min(first + kFinishSlots, head.length);
+    for (int slot = first + threadIdx.x; slot < last; slot += kDecodeThreads) {
+      const StreamPage page =
+          stream_page(a.pool, jobs.row(job), stream_page_of(head, slot / slots));
+      const T* key = reinterpret_cast<const T*>(page.data) + slot % slots * a.pool.slot_stride;
+      const int line_page = begin + slot / slots;
+      const float* scores = scratch.scores + (static_cast<int64_t>(begin) * slots + slot) * group;
+      float pooled = pool_start(a.pooling);
+      for (int g = 0; g < group; ++g) {
+        const float score =
+            line_page < scratch.scored_pages ? scores[g] : score_again(jobs, job, g, key);
+        const float p = exp2f(score - totals[g]) * totals[group + g];
+        pooled = pool_add(a.pooling, pooled, head.rule == kByEnergy ? p * p : p);
+      }
+      a.values[page.meta_slot + slot % slots] += pool_result(a.pooling, pooled, group);
+    }
+  }
+}
+
+}  // namespace fastgen
