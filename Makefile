@@ -8,8 +8,10 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-LOCKS := $(addprefix requirements/,cpu.txt dev.txt peers.txt data.txt)
+LOCKS := $(addprefix requirements/,cpu.txt dev.txt peers.txt data.txt cuda.txt)
 CSRC := $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h')
+FORMATTED := $(CSRC) $(shell find csrc tests -type f -name '*.cu') \
+	$(shell find tests -type f -name '*.cpp' -o -type f -path 'tests/*.h')
 
 # One stamp for each step of the set-up: older than what it was made from, it is made again.
 HAVE_UV := $(VENV)/.have-uv
@@ -35,10 +37,10 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format lock clean
+.PHONY: help setup serve test lint cuda-check format lock clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(HAVE_PROJECT) ## Make .venv with everything in it, and build the extension
 
@@ -52,12 +54,15 @@ lint: setup ## Check style and types, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+
+cuda-check: setup ## Compile the CUDA kernels for all GPUs, and check registers, spills and instructions
+	$(BIN)/python -m tests.cuda.gate $(ARGS)
 
 format: setup ## Format Python and C++
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean: ## Remove everything that was made here; the converted model stays in the user's cache
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -73,6 +78,7 @@ lock: $(HAVE_UV) ## Choose versions anew, for pull requests that change requirem
 		-o requirements/dev.txt
 	$(COMPILE) pyproject.toml --extra peers -c requirements/dev.txt -c requirements/cpu.txt \
 		--overrides requirements/peers-overrides.txt -o requirements/peers.txt
+	$(COMPILE) requirements/cuda.in -o requirements/cuda.txt
 
 $(HAVE_UV): Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,0 +1,404 @@
+"""The CUDA ops on the CPU: the sources of csrc/cuda, run by the emulator.
+
+Same signatures as `fastgen_vllm.ops` and the same tensors, so that the tests of the CPU's kernels
+test these too: the cache is brought into CUDA's layout for a call, and back.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.cuda import toolkit
+from tests.cuda.build import Mode, Order, build, call
+
+ENTRIES = Path(__file__).parent / "entries"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+POOLINGS = ["mean", "max", "min"]
+
+Pointer = ctypes.c_void_p
+Int = ctypes.c_int32
+Long = ctypes.c_int64
+
+
+class Layout(Enum):
+    """vLLM's orders of a layer's cache; of the logical [L, B, H, S, 2*D], the physical axes."""
+
+    HEADS_FIRST = (0, 1, 2, 3, 4)  # LBHNC
+    SLOTS_FIRST = (0, 1, 3, 2, 4)  # LBNHC
+
+
+# The twins of the structs of csrc/include/fastgen/kernels.h and of csrc/cuda/ops.h.
+class PagePool(ctypes.Structure):
+    _fields_ = (
+        ("arena", Pointer),
+        ("dtype", Int),
+        ("element_size", Int),
+        ("layer_stride", Long),
+        ("block_stride", Long),
+        ("head_stride", Long),
+        ("slot_stride", Long),
+        ("num_layers", Int),
+        ("num_heads", Int),
+        ("page_slots", Int),
+        ("head_size", Int),
+    )
+
+
+class StoreCall(ctypes.Structure):
+    _fields_ = (
+        ("pool", PagePool),
+        ("key", Pointer),
+        ("key_token_stride", Long),
+        ("key_head_stride", Long),
+        ("value", Pointer),
+        ("value_token_stride", Long),
+        ("value_head_stride", Long),
+        ("token_index", Pointer),
+        ("lanes", Pointer),
+        ("block_rows", Pointer),
+        ("row_stride", Long),
+        ("token_position", Pointer),
+        ("token_class", Pointer),
+        ("layer", Int),
+        ("heads", Pointer),
+        ("positions", Pointer),
+        ("values", Pointer),
+        ("num_requests", Int),
+    )
+
+
+class CompactCall(ctypes.Structure):
+    _fields_ = (
+        ("source", PagePool),
+        ("pool", PagePool),
+        ("old_row", Pointer),
+        ("new_row", Pointer),
+        ("kept", Pointer),
+        ("kept_start", Pointer),
+        ("kept_value", Pointer),
+        ("heads", Pointer),
+        ("positions", Pointer),
+        ("values", Pointer),
+        ("max_kept", Int),
+    )
+
+
+class ValueNormCall(ctypes.Structure):
+    _fields_ = (
+        ("pool", PagePool),
+        ("block_row", Pointer),
+        ("num_tokens", Int),
+        ("norm", Pointer),
+    )
+
+
+class AttentionMassCall(ctypes.Structure):
+    _fields_ = (
+        ("pool", PagePool),
+        ("query", Pointer),
+        ("query_token_stride", Long),
+        ("query_head_stride", Long),
+        ("num_queries", Int),
+        ("group_size", Int),
+        ("first_position", Int),
+        ("layer", Int),
+        ("block_row", Pointer),
+        ("scale", ctypes.c_float),
+        ("pooling", Int),
+        ("block_queries", Int),  # the CPU's
+        ("score_stride", Long),  # the CPU's
+        ("mass", Pointer),
+        ("mass_stride", Long),
+        ("energy", Pointer),
+        ("energy_stride", Long),
+        ("softmax_rows", Pointer),
+    )
+
+
+class DecodeCall(ctypes.Structure):
+    _fields_ = (
+        ("pool", PagePool),
+        ("query", Pointer),
+        ("query_token_stride", Long),
+        ("query_head_stride", Long),
+        ("output", Pointer),
+        ("output_token_stride", Long),
+        ("output_head_stride", Long),
+        ("token_index", Pointer),
+        ("lanes", Pointer),
+        ("block_rows", Pointer),
+        ("row_stride", Long),
+        ("group_size", Int),
+        ("layer", Int),
+        ("scale", ctypes.c_float),
+        ("pooling", Int),
+        ("heads", Pointer),
+        ("values", Pointer),
+        ("part_pages", Int),  # the CPU's
+        ("first_page", Pointer),
+        ("states", Pointer),
+        ("scores", Pointer),
+        ("scored_pages", Int),
+        ("num_blocks", Int),
+        ("num_requests", Int),
+        ("max_slots", Int),
+    )
+
+
+CALLS: dict[str, type[ctypes.Structure]] = {
+    "store": StoreCall,
+    "compact": CompactCall,
+    "value_norm": ValueNormCall,
+    "attention_mass": AttentionMassCall,
+    "decode_attention": DecodeCall,
+}
+
+
+def to_device_layout(arena: Tensor, layout: Layout) -> Tensor:
+    """[L, B, H, S, 2*D] of the cache [L, B, H, 2*S, D], with the strides of a layout."""
+    L, B, H, rows, D = arena.shape
+    key = arena[..., : rows // 2, :].reshape(L, B, H, D, rows // 2).transpose(-1, -2)
+    logical = torch.cat([key, arena[..., rows // 2 :, :]], dim=-1)
+    return logical.permute(layout.value).contiguous().permute(layout.value)
+
+
+def from_device_layout(device: Tensor, arena: Tensor) -> None:
+    """Write the cache [L, B, H, S, 2*D] into the one it was made from."""
+    L, B, H, S, width = device.shape
+    key, value = device[..., : width // 2], device[..., width // 2 :]
+    arena[..., :S, :] = key.transpose(-1, -2).reshape(L, B, H, S, width // 2)
+    arena[..., S:, :] = value
+
+
+@dataclass
+class EmulatedOps:
+    """The ops, as methods.
+
+    Attributes:
+        directory: of what is built.
+        csrc: folder of the kernels.
+        num_blocks: thread blocks of ``decode_attention``.
+        scored_pages: pages for whose scores ``decode_attention`` gets room.
+    """
+
+    directory: Path
+    mode: Mode = Mode.PLAIN
+    order: Order = Order.FORWARD
+    layout: Layout = Layout.HEADS_FIRST
+    seed: int = 0
+    num_blocks: int = 5
+    scored_pages: int = 1000
+    csrc: Path = toolkit.CSRC
+    _buffers: list[Tensor] = field(default_factory=list)
+
+    def runner(self, op: str) -> Path:
+        """Build an op, or find it built."""
+        include = [self.csrc, self.csrc / "include", toolkit.find().include]
+        return build(ENTRIES / f"{op}.cu", self.mode, include, self.directory / self.mode / op)
+
+    def attention_mass(
+        self,
+        query: Tensor,
+        arena: Tensor,
+        layer: int,
+        block_row: Tensor,
+        first_position: int,
+        scale: float,
+        pool: str,
+        mass: Tensor,
+        energy: Tensor,
+    ) -> None:
+        softmax_rows = torch.full((query.shape[1], query.shape[0], 2), float("nan"))
+        with self._cache(arena) as device:
+            self._run(
+                "attention_mass",
+                pool=self._pool(device),
+                query=self._pointer(query),
+                query_token_stride=query.stride(0),
+                query_head_stride=query.stride(1),
+                num_queries=query.shape[0],
+                group_size=query.shape[1] // arena.shape[2],
+                first_position=first_position,
+                layer=layer,
+                block_row=self._pointer(block_row),
+                scale=scale,
+                pooling=POOLINGS.index(pool),
+                mass=self._pointer(mass),
+                mass_stride=mass.stride(0),
+                energy=self._pointer(energy),
+                energy_stride=energy.stride(0),
+                softmax_rows=self._pointer(softmax_rows),
+            )
+
+    def value_norm(self, arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
+        with self._cache(arena) as device:
+            self._run(
+                "value_norm",
+                pool=self._pool(device),
+                block_row=self._pointer(block_row),
+                num_tokens=norm.shape[2],
+                norm=self._pointer(norm),
+            )
+
+    def compact(
+        self,
+        source: Tensor,
+        old_row: Tensor,
+        arena: Tensor,
+        new_row: Tensor,
+        kept: Tensor,
+        kept_start: Tensor,
+        kept_value: Tensor,
+        heads: Tensor,
+        positions: Tensor,
+        values: Tensor,
+    ) -> None:
+        with self._cache(arena) as device:
+            is_same = source.data_ptr() == arena.data_ptr()
+            read = device if is_same else to_device_layout(source, self.layout)
+            self._run(
+                "compact",
+                source=self._pool(read),
+                pool=self._pool(device),
+                old_row=self._pointer(old_row),
+                new_row=self._pointer(new_row),
+                kept=self._pointer(kept),
+                kept_start=self._pointer(kept_start),
+                kept_value=self._pointer(kept_value),
+                heads=self._pointer(heads),
+                positions=self._pointer(positions),
+                values=self._pointer(values),
+                max_kept=int(kept_start.diff().max()),
+            )
+
+    def store(
+        self,
+        key: Tensor,
+        value: Tensor,
+        token_index: Tensor,
+        lanes: Tensor,
+        block_rows: Tensor,
+        token_position: Tensor,
+        token_class: Tensor,
+        layer: int,
+        arena: Tensor,
+        heads: Tensor,
+        positions: Tensor,
+        values: Tensor,
+    ) -> None:
+        with self._cache(arena) as device:
+            self._run(
+                "store",
+                pool=self._pool(device),
+                key=self._pointer(key),
+                key_token_stride=key.stride(0),
+                key_head_stride=key.stride(1),
+                value=self._pointer(value),
+                value_token_stride=value.stride(0),
+                value_head_stride=value.stride(1),
+                token_index=self._pointer(token_index),
+                lanes=self._pointer(lanes),
+                block_rows=self._pointer(block_rows),
+                row_stride=block_rows.stride(0),
+                token_position=self._pointer(token_position),
+                token_class=self._pointer(token_class),
+                layer=layer,
+                heads=self._pointer(heads),
+                positions=self._pointer(positions),
+                values=self._pointer(values),
+                num_requests=len(token_index),
+            )
+
+    def decode_attention(
+        self,
+        query: Tensor,
+        token_index: Tensor,
+        lanes: Tensor,
+        block_rows: Tensor,
+        layer: int,
+        scale: float,
+        pool: str,
+        arena: Tensor,
+        heads: Tensor,
+        values: Tensor,
+        output: Tensor,
+    ) -> None:
+        jobs = len(token_index) * arena.shape[2]
+        group, slots, head_size = (
+            query.shape[1] // arena.shape[2],
+            arena.shape[3] // 2,
+            query.shape[2],
+        )
+        first_page = torch.full((jobs + 1,), -1, dtype=torch.int32)
+        states = torch.full((jobs + self.num_blocks, group * (head_size + 2)), float("nan"))
+        scores = torch.full((max(1, self.scored_pages), slots, group), float("nan"))
+        with self._cache(arena) as device:
+            self._run(
+                "decode_attention",
+                pool=self._pool(device),
+                query=self._pointer(query),
+                query_token_stride=query.stride(0),
+                query_head_stride=query.stride(1),
+                output=self._pointer(output),
+                output_token_stride=output.stride(0),
+                output_head_stride=output.stride(1),
+                token_index=self._pointer(token_index),
+                lanes=self._pointer(lanes),
+                block_rows=self._pointer(block_rows),
+                row_stride=block_rows.stride(0),
+                group_size=group,
+                layer=layer,
+                scale=scale,
+                pooling=POOLINGS.index(pool),
+                heads=self._pointer(heads),
+                values=self._pointer(values),
+                first_page=self._pointer(first_page),
+                states=self._pointer(states),
+                scores=self._pointer(scores),
+                scored_pages=self.scored_pages,
+                num_blocks=self.num_blocks,
+                num_requests=len(token_index),
+                max_slots=block_rows.shape[1] * slots,
+            )
+
+    @contextmanager
+    def _cache(self, arena: Tensor) -> Iterator[Tensor]:
+        """The cache as CUDA has it; what a call writes there is brought back."""
+        device = to_device_layout(arena, self.layout)
+        yield device
+        from_device_layout(device, arena)
+
+    def _pool(self, device: Tensor) -> PagePool:
+        L, _, H, S, width = device.shape
+        return PagePool(
+            arena=self._pointer(device),
+            dtype=DTYPES.index(device.dtype),
+            element_size=device.element_size(),
+            layer_stride=device.stride(0),
+            block_stride=device.stride(1),
+            head_stride=device.stride(2),
+            slot_stride=device.stride(3),
+            num_layers=L,
+            num_heads=H,
+            page_slots=S,
+            head_size=width // 2,
+        )
+
+    def _pointer(self, tensor: Tensor) -> int:
+        """Address of a tensor whose storage the next call gets."""
+        self._buffers.append(tensor)
+        return tensor.data_ptr()
+
+    def _run(self, op: str, **arguments: object) -> None:
+        buffers, self._buffers = self._buffers, []
+        self.run(op, CALLS[op](**arguments), buffers)
+
+    def run(self, op: str, arguments: ctypes.Structure, buffers: list[Tensor]) -> None:
+        """Make one call; pointers in the arguments point into the buffers."""
+        call(self.runner(op), "run", arguments, buffers, self.order, self.seed)
