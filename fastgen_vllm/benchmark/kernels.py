@@ -9,9 +9,11 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -135,16 +137,9 @@ def line(r: Result) -> str:
 
 def load_stock(isa: str | None) -> None:
     """Load vLLM's kernels, those for AVX2 if our side uses AVX2."""
-    if isa == "avx2":
-        try:
-            import vllm._C_AVX2  # noqa: F401
-        except ImportError as error:  # it registers its ops and then has no module to return
-            if "dynamic module does not define" not in str(error):
-                raise
-    else:
-        from vllm.platforms import current_platform
-
-        current_platform.import_kernels()
+    no_avx512 = patch("torch.cpu._is_avx512_supported", return_value=False)
+    with no_avx512 if isa == "avx2" else nullcontext():
+        import vllm._custom_ops  # noqa: F401
 
 
 def read_bandwidth(calls: int) -> float:
