@@ -15,6 +15,3 @@ extern "C" int run(const fastgen::Call* call) {
   return static_cast<int>(fastgen::decode_attention(call->a, call->scratch, call->num_requests,
                                                     call->max_slots, nullptr));
 }
-extern "C" int size_of_call(const int64_t* const* size) {
-  return **size == static_cast<int64_t>(sizeof(fastgen::Call)) ? 0 : 1;
-}
