@@ -8,7 +8,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-LOCKS := $(addprefix requirements/,cpu.txt dev.txt peers.txt data.txt cuda.txt)
+LOCKS := $(addprefix requirements/,cpu.txt dev.txt peers.txt data.txt cuda.txt xformers.txt)
 CSRC := $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h')
 FORMATTED := $(CSRC) $(shell find csrc tests -type f -name '*.cu') \
 	$(shell find tests -type f -name '*.cpp' -o -type f -path 'tests/*.h')

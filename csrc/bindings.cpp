@@ -2,11 +2,25 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <stdexcept>
+
 #include "cpu/isa.h"
 #include "cpu/ops.h"
 #ifdef FASTGEN_CUDA
 #include "cuda/launchers.h"
 #endif
+
+namespace {
+
+bool has_cuda() {
+#ifdef FASTGEN_CUDA
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY(fastgen, m) {
   m.def(
@@ -26,6 +40,7 @@ STABLE_TORCH_LIBRARY(fastgen, m) {
       "int layer, float scale, str pool, Tensor arena, Tensor heads, Tensor(a!) values, "
       "Tensor(b!) output) -> ()");
   m.def("value_norm(Tensor arena, Tensor block_row, Tensor(a!) norm) -> ()");
+  m.def("has_cuda() -> bool");
   m.def("isa() -> str");
   m.def("set_isa(str name) -> ()");
 }
@@ -46,9 +61,26 @@ STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
   m.impl("store", TORCH_BOX(&fastgen::cuda::store));
   m.impl("decode_attention", TORCH_BOX(&fastgen::cuda::decode_attention));
 }
+#else
+namespace {
+
+void not_built(StableIValue*, uint64_t, uint64_t) {
+  throw std::runtime_error(
+      "fastgen_vllm was built without its CUDA kernels: put nvcc on PATH and install it again with "
+      "FASTGEN_CUDA=1");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) {
+  for (const char* op : {"attention_mass", "value_norm", "compact", "store", "decode_attention"}) {
+    m.impl(op, &not_built);
+  }
+}
 #endif
 
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CompositeExplicitAutograd, m) {
+  m.impl("has_cuda", TORCH_BOX(&has_cuda));
   m.impl("isa", TORCH_BOX(&fastgen::isa));
   m.impl("set_isa", TORCH_BOX(&fastgen::set_isa));
 }

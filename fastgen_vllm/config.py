@@ -17,6 +17,7 @@ from pydantic import (
 PolicyName = Literal["paper", "coverage", "full"]
 Rung = Literal["special", "punctuation", "frequent", "local"]
 Pool = Literal["mean", "max", "min"]
+DecodeKernel = Literal["fastgen", "stock", "xformers"]
 
 #: Key of our options inside vLLM's ``additional_config``.
 CONFIG_KEY = "fastgen"
@@ -109,6 +110,11 @@ class FastGenConfig(_Options):
     )
     paper: PaperOptions = PaperOptions()
     coverage: CoverageOptions = CoverageOptions()
+    decode_kernel: DecodeKernel = Field(
+        "fastgen",
+        description="what attends to compacted heads: fastgen; stock, vLLM's kernel over single "
+        "heads; xformers, its paged attention (CUDA). The last two are slower cross-checks",
+    )
     force: bool = Field(False, description="compact even when no block is saved (a control)")
     unsupported: Literal["refuse", "uncompressed"] = Field(
         "refuse", description="what to do with a model whose cache FastGen cannot compress"

@@ -18,12 +18,12 @@ def use_huge_pages(tensor: Tensor) -> bool:
     ``/sys/kernel/mm/transparent_hugepage/enabled`` says ``madvise`` or ``always``.
 
     Args:
-        tensor: any view; its whole storage is meant.
+        tensor: any view; its whole storage is meant. Of another device it stays as it is.
 
     Returns:
         Whether all of it, but for its ragged ends, is in huge pages now.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or tensor.device.type != "cpu":
         return False
     storage = tensor.untyped_storage()
     begin = -(-storage.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE

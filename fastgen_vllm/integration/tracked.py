@@ -31,7 +31,7 @@ class TrackedRequest:
     plan: CompactionPlan | None = None
     lane: int | None = None  # row of `heads` once compacted
     size: StreamSize | None = None  # of the page stream once compacted
-    later_class: list[int] = field(default_factory=list)  # tokens N.. stored on stock pages
+    later_class: list[Tensor] = field(default_factory=list)  # int32, of tokens N.. on stock pages
 
     @property
     def num_prompt(self) -> int:

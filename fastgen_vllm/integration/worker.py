@@ -1,6 +1,8 @@
-"""The worker's side of compaction."""
+"""The worker's side of compaction, on any device."""
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from vllm.logger import init_logger
@@ -10,16 +12,11 @@ from vllm.v1.attention.selector import _cached_get_attn_backend
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 from vllm.v1.outputs import AsyncModelRunnerOutput, KVConnectorOutput, ModelRunnerOutput
-from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.worker_base import WorkerBase
 
-from fastgen_vllm import ops
+from fastgen_vllm.config import DecodeKernel
 from fastgen_vllm.geometry import CacheGeometry
-from fastgen_vllm.integration.attention import (
-    PAGE_LAYOUT,
-    PerHeadAttention,
-    PerHeadMetadataBuilder,
-    StepSource,
-)
+from fastgen_vllm.integration.attention import PerHeadAttention, PerHeadBuilding, StepSource
 from fastgen_vllm.integration.cache import PerHeadSpec, is_compressible
 from fastgen_vllm.integration.messages import CompactionOrder, StepOrders
 from fastgen_vllm.integration.names import check_vllm_names
@@ -31,7 +28,6 @@ from fastgen_vllm.integration.options import (
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.lifecycle import PROFILE_BYTES, is_profiled
-from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
 
@@ -39,20 +35,50 @@ from fastgen_vllm.request import RequestOptions
 logger = init_logger("vllm.fastgen")
 
 
-class PerHeadCPUWorker(CPUWorker):
-    """vLLM's CPU worker with per-head block tables."""
+class PerHeadWorking(WorkerBase):
+    """Per-head block tables for a vLLM worker that runs the first model runner."""
+
+    #: vLLM's attention backend on this device, and the one that takes its place
+    replaced_backend: ClassVar[AttentionBackendEnum]
+    backend_class: ClassVar[type]
+
+    @abstractmethod
+    def cache_view(self, stacked: torch.Tensor) -> torch.Tensor:
+        """The cache as the ops take it, of a cache [L, B, H, S, 2*D]."""
+
+    @abstractmethod
+    def decode_kernel(self, name: DecodeKernel, cache: torch.Tensor) -> Callable[..., None]:
+        """The op ``decode_attention``, or what stands in for it."""
+
+    @abstractmethod
+    def note_memory(self, cache: torch.Tensor) -> str:
+        """Prepare the memory of the cache; say for the start-up line what reads it."""
+
+    def working_bytes(self, num_heads: int) -> int:
+        """Memory for a moment's work, to be set apart from the pool, for ``L*H`` heads."""
+        return 0
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        check_vllm_names()
+        check_vllm_names(vllm_config.device_config.device_type)
         check_engine_config(vllm_config)
         self._fastgen = config_of(vllm_config)
         #: None while the cache is not there yet, or if it cannot be compressed
         self._runtime: FastGenRuntime | None = None
         self._specs: dict[str, PerHeadSpec] = {}
-        _use_backend()
+        self._use_backend()
         super().__init__(vllm_config, *args, **kwargs)
 
     # -- start -----------------------------------------------------------------------
+
+    def _use_backend(self) -> None:
+        """Make vLLM build our attention backend where it would build its own.
+
+        In the worker's process only: an installed plugin that is off changes nothing. vLLM
+        remembers the class it resolved, so an engine that ran here before is forgotten.
+        """
+        backend = self.backend_class
+        register_backend(self.replaced_backend, f"{backend.__module__}.{backend.__qualname__}")
+        _cached_get_attn_backend.cache_clear()
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         specs: dict[str, KVCacheSpec] = super().get_kv_cache_spec()
@@ -72,13 +98,20 @@ class PerHeadCPUWorker(CPUWorker):
         if len(set(specs.values())) > 1:
             return "its layers differ in KV heads or head size"
         context = self.vllm_config.compilation_config.static_forward_context
-        if any(getattr(layer, "kv_sharing_target_layer_name", None) for layer in context.values()):
-            return "some of its layers share the KV cache of others"
-        for name in specs:
-            impl = context[name].impl
+        readers = {name: context[name] for name in specs} | self._sharing_layers()
+        for layer in readers.values():
+            impl = layer.impl
             if impl.alibi_slopes is not None or impl.sinks is not None or impl.logits_soft_cap:
                 return "its attention has ALiBi, sinks or a logits cap"
+            if layer.sliding_window is not None:
+                return "a layer with a sliding window reads the KV cache of another"
         return None
+
+    def _sharing_layers(self) -> dict[str, Any]:
+        """Attention layers that read the KV cache of another, by name."""
+        context = self.vllm_config.compilation_config.static_forward_context
+        shares = "kv_sharing_target_layer_name"
+        return {name: layer for name, layer in context.items() if getattr(layer, shares, None)}
 
     def determine_available_memory(self) -> int:
         """Bytes for K and V: what vLLM would give them, less what FastGen keeps beside them."""
@@ -90,7 +123,10 @@ class PerHeadCPUWorker(CPUWorker):
         heads = sum(spec.num_kv_heads for spec in self._specs.values())
         records = FastGenRuntime.record_bytes(heads, self.scheduler_config.max_num_seqs)
         both = pages + slots * FastGenRuntime.SLOT_BYTES
-        return int((available - records) * pages / both)
+        # A pool of a size that the user chose is all pool; working memory lies beside it.
+        measured = self.cache_config.kv_cache_memory_bytes is None
+        working = self.working_bytes(heads) if measured else 0
+        return int((available - records - working) * pages / both)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         super().initialize_from_config(kv_cache_config)
@@ -98,28 +134,35 @@ class PerHeadCPUWorker(CPUWorker):
         if not isinstance(group.kv_cache_spec, PerHeadSpec):
             return
         context = self.vllm_config.compilation_config.static_forward_context
-        layers = [context[name] for name in group.layer_names]
-        arena = arena_of([layer.kv_cache for layer in layers])
-        num_layers, num_blocks, num_kv_heads, rows, head_size = arena.shape
+        owners = [name for name in group.layer_names if name in self._specs]
+        layers = [context[name] for name in owners]
+        stacked = stack_layers([layer.kv_cache for layer in layers])
+        num_layers, num_blocks, num_kv_heads, block_size, width = stacked.shape
         geometry = CacheGeometry(
             num_layers=num_layers,
             num_kv_heads=num_kv_heads,
             group_size=layers[0].num_heads // num_kv_heads,
-            head_size=head_size,
-            block_size=rows // 2,
+            head_size=width // 2,
+            block_size=block_size,
             num_blocks=num_blocks,
         )
+        cache = self.cache_view(stacked)
         self._runtime = FastGenRuntime(
             self._fastgen,
             geometry,
-            arena,
+            cache,
             self._token_class_table(),
             self.scheduler_config.max_num_seqs,
+            self.decode_kernel(self._fastgen.decode_kernel, cache),
         )
-        for index, layer in enumerate(layers):
-            assert isinstance(layer.impl, PerHeadAttention)
-            layer.impl.runtime = self._runtime
-            layer.impl.layer_index = index
+        sources = {name: name for name in owners}
+        for name, layer in self._sharing_layers().items():
+            sources[name] = layer.kv_sharing_target_layer_name
+        for name, source in sources.items():
+            impl = context[name].impl
+            assert isinstance(impl, PerHeadAttention)
+            impl.runtime = self._runtime
+            impl.layer_index = owners.index(source)
         source = StepSource(
             self._runtime,
             request_ids=lambda: self.model_runner.input_batch.req_ids,
@@ -128,9 +171,9 @@ class PerHeadCPUWorker(CPUWorker):
         for groups in self.model_runner.attn_groups:
             for attention_group in groups:
                 for builder in attention_group.metadata_builders:
-                    assert isinstance(builder, PerHeadMetadataBuilder)
+                    assert isinstance(builder, PerHeadBuilding)
                     builder.source = source
-        self._log_start(geometry, self._runtime, use_huge_pages(arena))
+        self._log_start(geometry, self._runtime, self.note_memory(cache))
 
     def _token_class_table(self) -> torch.Tensor:
         vocab_size = self.model_config.get_vocab_size()
@@ -147,9 +190,7 @@ class PerHeadCPUWorker(CPUWorker):
         texts += [""] * (vocab_size - known)
         return token_class_table(texts, [*tokenizer.all_special_ids, *markers])
 
-    def _log_start(
-        self, geometry: CacheGeometry, runtime: FastGenRuntime, huge_pages: bool
-    ) -> None:
+    def _log_start(self, geometry: CacheGeometry, runtime: FastGenRuntime, kernels: str) -> None:
         config = self._fastgen
         heads = geometry.pages_per_block
         goal = (
@@ -157,20 +198,19 @@ class PerHeadCPUWorker(CPUWorker):
         )
         logger.info(
             "FastGen is on: preset %s, policy %s, %s, observed queries %s, "
-            "pool %s, kernels fastgen/%s on %s pages, page %d slots, "
-            "KV pool %d blocks = %d pages in %s memory pages, of its memory %.1f MiB for slot "
+            "pool %s, kernels %s, decode kernel %s, page %d slots, "
+            "KV pool %d blocks = %d pages, of its memory %.1f MiB for slot "
             "metadata; choosing for a prompt takes up to %.0f MiB for a moment",
             config.name,
             config.policy,
             goal,
             config.observe,
             config.pool,
-            ops.isa(),
-            PAGE_LAYOUT,
+            kernels,
+            config.decode_kernel,
             geometry.block_size,
             geometry.num_blocks,
             geometry.num_pages,
-            "huge" if huge_pages else "4 KiB",
             runtime.metadata_bytes / 2**20,
             PROFILE_BYTES * heads * self.model_config.max_model_len / 2**20,
         )
@@ -223,38 +263,19 @@ class PerHeadCPUWorker(CPUWorker):
             runner.input_batch.block_table.add_row((order.new_row,), row)
 
 
-def _use_backend() -> None:
-    """Make vLLM build our attention backend where it would build its own for the CPU.
-
-    In the worker's process only: an installed plugin that is off changes nothing. vLLM
-    remembers the class it resolved, so an engine that ran here before is forgotten.
-    """
-    register_backend(
-        AttentionBackendEnum.CPU_ATTN, "fastgen_vllm.integration.attention.PerHeadBackend"
-    )
-    _cached_get_attn_backend.cache_clear()
-
-
-def arena_of(layer_caches: list[torch.Tensor]) -> torch.Tensor:
-    """Return all layers' KV cache as one view.
+def stack_layers(layer_caches: list[torch.Tensor]) -> torch.Tensor:
+    """Return all layers' KV cache as one view [L, B, H, S, 2*D].
 
     Args:
         layer_caches: L tensors [B, H, S, 2*D] in one allocation, evenly spaced.
-
-    Returns:
-        [L, B, H, 2*S, D]; of a page, the first S rows hold K and the last S rows V.
     """
     first = layer_caches[0]
-    num_blocks, num_heads, block_size, width = first.shape
     offsets = [cache.storage_offset() for cache in layer_caches]
     spacing = offsets[1] - offsets[0] if len(offsets) > 1 else first.numel()
     for index, cache in enumerate(layer_caches):
         assert cache.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         assert cache.stride() == first.stride() and cache.shape == first.shape
         assert offsets[index] == offsets[0] + index * spacing, "layers are not evenly spaced"
-    assert first.stride()[2:] == (width, 1), "a page is not contiguous"
     return first.as_strided(
-        (len(layer_caches), num_blocks, num_heads, 2 * block_size, width // 2),
-        (spacing, first.stride(0), first.stride(1), width // 2, 1),
-        offsets[0],
+        (len(layer_caches), *first.shape), (spacing, *first.stride()), offsets[0]
     )

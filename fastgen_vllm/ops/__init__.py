@@ -22,9 +22,22 @@ from fastgen_vllm.ops.decode_attention import decode_attention
 from fastgen_vllm.ops.store import store
 from fastgen_vllm.ops.value_norm import value_norm
 
-__all__ = ["attention_mass", "compact", "decode_attention", "isa", "store", "value_norm"]
+__all__ = [
+    "attention_mass",
+    "compact",
+    "decode_attention",
+    "device_types",
+    "isa",
+    "store",
+    "value_norm",
+]
 
 
 def isa() -> str:
     """Name the instruction set in use, among ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``."""
     return str(torch.ops.fastgen.isa())
+
+
+def device_types() -> tuple[str, ...]:
+    """Name the devices that the kernels were built for: ``cpu``, and ``cuda`` where it was."""
+    return ("cpu", "cuda") if torch.ops.fastgen.has_cuda() else ("cpu",)

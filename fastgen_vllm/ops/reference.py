@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.pages.fold import locate
 
 
 def page_of(arena: Tensor, layer: int, block: int, head: int) -> tuple[Tensor, Tensor]:
@@ -26,13 +27,7 @@ def slots_of(
     num_layers, _, num_heads, rows, _ = arena.shape
     if slots is None:
         slots = torch.arange(int(record[HeadField.LENGTH]))
-    page = slots // (rows // 2)
-    beyond = page - record[HeadField.NUM_PAGES]
-    growth = record[HeadField.GROWTH_PAGE] + beyond * record[HeadField.GROWTH_STRIDE]
-    skipped = beyond // record[HeadField.SKIP_PERIOD].clamp(min=1) * record[HeadField.SKIP_PAGES]
-    stream = torch.where(beyond < 0, record[HeadField.FIRST_PAGE] + page, growth + skipped)
-    pages_per_block = num_layers * num_heads
-    return row[stream // pages_per_block].long(), stream % pages_per_block, slots % (rows // 2)
+    return locate(slots, record, row, num_layers * num_heads, rows // 2)
 
 
 def slot_of(arena: Tensor, row: Tensor, record: Tensor, slot: int) -> tuple[int, int, int]:

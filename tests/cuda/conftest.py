@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from fastgen_vllm import ops
+from fastgen_vllm.ops.layout import Layout
 from tests.cuda.build import Mode, Order
-from tests.cuda.emulated import CALLS, EmulatedOps, Layout
+from tests.cuda.emulated import CALLS, EmulatedOps
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastgen_vllm.ops.layout import Layout, to_cpu_layout, to_cuda_layout
 from tests.cuda import toolkit
 from tests.cuda.build import Mode, Order, build, call
 
@@ -24,13 +24,6 @@ POOLINGS = ["mean", "max", "min"]
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int32
 Long = ctypes.c_int64
-
-
-class Layout(Enum):
-    """vLLM's orders of a layer's cache; of the logical [L, B, H, S, 2*D], the physical axes."""
-
-    HEADS_FIRST = (0, 1, 2, 3, 4)  # LBHNC
-    SLOTS_FIRST = (0, 1, 3, 2, 4)  # LBNHC
 
 
 # The twins of the structs of csrc/include/fastgen/kernels.h and of csrc/cuda/ops.h.
@@ -160,22 +153,6 @@ CALLS: dict[str, type[ctypes.Structure]] = {
 }
 
 
-def to_device_layout(arena: Tensor, layout: Layout) -> Tensor:
-    """[L, B, H, S, 2*D] of the cache [L, B, H, 2*S, D], with the strides of a layout."""
-    L, B, H, rows, D = arena.shape
-    key = arena[..., : rows // 2, :].reshape(L, B, H, D, rows // 2).transpose(-1, -2)
-    logical = torch.cat([key, arena[..., rows // 2 :, :]], dim=-1)
-    return logical.permute(layout.value).contiguous().permute(layout.value)
-
-
-def from_device_layout(device: Tensor, arena: Tensor) -> None:
-    """Write the cache [L, B, H, S, 2*D] into the one it was made from."""
-    L, B, H, S, width = device.shape
-    key, value = device[..., : width // 2], device[..., width // 2 :]
-    arena[..., :S, :] = key.transpose(-1, -2).reshape(L, B, H, S, width // 2)
-    arena[..., S:, :] = value
-
-
 @dataclass
 class EmulatedOps:
     """The ops, as methods.
@@ -261,7 +238,7 @@ class EmulatedOps:
     ) -> None:
         with self._cache(arena) as device:
             is_same = source.data_ptr() == arena.data_ptr()
-            read = device if is_same else to_device_layout(source, self.layout)
+            read = device if is_same else to_cuda_layout(source, self.layout)
             self._run(
                 "compact",
                 source=self._pool(read),
@@ -370,9 +347,9 @@ class EmulatedOps:
     @contextmanager
     def _cache(self, arena: Tensor) -> Iterator[Tensor]:
         """The cache as CUDA has it; what a call writes there is brought back."""
-        device = to_device_layout(arena, self.layout)
+        device = to_cuda_layout(arena, self.layout)
         yield device
-        from_device_layout(device, arena)
+        arena.copy_(to_cpu_layout(device))
 
     def _pool(self, device: Tensor) -> PagePool:
         L, _, H, S, width = device.shape

@@ -16,6 +16,7 @@ spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
 importlib.util.module_from_spec(spec)
 for op in sys.argv[2:]:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{op}", "CUDA"), op
+assert torch.ops.fastgen.has_cuda()
 """
 
 

@@ -10,9 +10,10 @@ from typing import TypeAlias
 import pytest
 import torch
 
+from fastgen_vllm.ops.layout import Layout
 from tests.cuda import checks, toolkit
 from tests.cuda.build import EmulatorError, Mode, Order
-from tests.cuda.emulated import EmulatedOps, Layout
+from tests.cuda.emulated import EmulatedOps
 from tests.cuda.interpreted import InterpretedOps
 from tests.cuda.ptx import Fault
 

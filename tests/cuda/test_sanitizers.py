@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgen_vllm.ops.layout import Layout
 from tests.cuda import checks
 from tests.cuda.build import Mode, Order
-from tests.cuda.emulated import EmulatedOps, Layout
+from tests.cuda.emulated import EmulatedOps
 
 
 @pytest.fixture(params=[Mode.ADDRESS, Mode.THREAD])

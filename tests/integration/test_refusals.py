@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.integration.names import VLLM_NAMES, check_vllm_names
+from fastgen_vllm.integration.names import COMMON_NAMES, DEVICE_NAMES, check_vllm_names
 from fastgen_vllm.integration.options import check_engine_config, config_of
 from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import save_random, save_tiny_llama, tiny_shape
@@ -137,12 +137,13 @@ def run(config: Any, prompt: list[int]) -> list[int]:
 
 
 def test_vllm_names_are_there() -> None:
-    check_vllm_names()
+    check_vllm_names("cpu")
 
 
 def test_a_missing_vllm_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(VLLM_NAMES, "vllm.v1.core.block_pool:BlockPool.gone", ())
-    monkeypatch.setitem(VLLM_NAMES, "vllm.v1.core.block_pool:BlockPool.touch", ("absent",))
+    monkeypatch.setitem(COMMON_NAMES, "vllm.v1.core.block_pool:BlockPool.gone", ())
+    touch = "vllm.v1.core.block_pool:BlockPool.touch"
+    monkeypatch.setitem(DEVICE_NAMES["cpu"], touch, ("absent",))
     with pytest.raises(ImportError, match=r"BlockPool\.gone") as caught:
-        check_vllm_names()
+        check_vllm_names("cpu")
     assert "BlockPool.touch parameters absent" in str(caught.value)
