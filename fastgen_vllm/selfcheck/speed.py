@@ -1,0 +1,146 @@
+"""Times of ``decode_attention`` beside vLLM's kernel and beside what the device reads.
+
+On the CPU these are the numbers of ``benchmark.py kernels``. On a GPU each sample is a run of calls
+between two waits for the device, so that starting a kernel costs what it costs in a model.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastgen_vllm import ops
+from fastgen_vllm.benchmark import kernels
+from fastgen_vllm.geometry import StoreRule
+from fastgen_vllm.ops.layout import to_cuda_layout
+from fastgen_vllm.selfcheck.report import Timing
+
+CPU_SHAPES = ("8x1024x3x3x64",)
+CUDA_SHAPES = ("64x2048x8x4x128", "16x8192x8x4x128", "64x1024x3x3x64")
+CALLS = 11  # samples
+CALLS_OF_A_SAMPLE = 20  # on a GPU
+READ_BYTES = 2**30
+DTYPE = torch.bfloat16
+
+
+def time_kernels(device: torch.device) -> Iterator[Timing]:
+    """Time the kernels on every shape."""
+    if device.type == "cpu":
+        kernels.load_stock(None)
+        read = kernels.read_bandwidth(CALLS)
+        for text in CPU_SHAPES:
+            for r in kernels.measure(kernels.Shape.parse(text), DTYPE, CALLS, read):
+                yield Timing(
+                    kernel=r.kernel,
+                    shape=r.shape,
+                    microseconds=r.microseconds,
+                    gigabytes=r.gigabytes,
+                    of_read=r.of_read,
+                    stock_microseconds=r.stock_microseconds,
+                )
+        return
+    read = _read_rate(device)
+    for text in CUDA_SHAPES:
+        yield from _time_decode(device, kernels.Shape.parse(text), read)
+
+
+def _read_rate(device: torch.device) -> float:
+    """Bytes per second of a sum over a gigabyte."""
+    numbers = torch.ones(READ_BYTES // 4, device=device)
+    (seconds,) = _medians([lambda _: numbers.sum()])
+    return READ_BYTES / seconds
+
+
+def _medians(sides: list[Callable[[int], object]]) -> list[float]:
+    """Seconds of a call of each side; sides take turns."""
+    samples: list[list[float]] = [[] for _ in sides]
+    for number in range(CALLS + 1):
+        for side, found in zip(sides, samples, strict=True):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for call in range(CALLS_OF_A_SAMPLE):
+                side(number * CALLS_OF_A_SAMPLE + call)
+            torch.cuda.synchronize()
+            found.append((time.perf_counter() - start) / CALLS_OF_A_SAMPLE)
+    return [sorted(seconds[1:])[CALLS // 2] for seconds in samples]
+
+
+def _time_decode(device: torch.device, shape: kernels.Shape, read: float) -> Iterator[Timing]:
+    random = torch.Generator().manual_seed(0)
+    uniform = torch.full((shape.requests, shape.heads), shape.tokens)
+    num_bytes = int(uniform.sum()) * 2 * DTYPE.itemsize * shape.head_size
+    for name, lengths, rule in (
+        ("decode_attention", uniform, StoreRule.APPEND),
+        ("decode_attention, values kept", uniform, StoreRule.BY_ENERGY),
+        ("decode_attention, ragged", kernels.skewed(uniform, random), StoreRule.APPEND),
+    ):
+        copies = max(2, int(kernels.ROTATED_BYTES / num_bytes) + 1)  # more than an L2 cache
+        made = [kernels.make_decode(shape, DTYPE, lengths, rule, random) for _ in range(copies)]
+        ours, stock = _sides(device, shape, made, lengths)
+        seconds = _medians([ours, stock] if lengths is uniform else [ours])
+        rate = num_bytes / seconds[0]
+        yield Timing(
+            kernel=name,
+            shape=str(shape),
+            microseconds=seconds[0] * 1e6,
+            gigabytes=rate / 1e9,
+            of_read=rate / read,
+            stock_microseconds=seconds[1] * 1e6 if len(seconds) > 1 else None,
+        )
+
+
+def _sides(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], lengths: Tensor
+) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """Ours and FlashAttention, as functions of the call's number."""
+    from vllm.v1.attention.backends import fa_utils
+
+    caches = [to_cuda_layout(each.arena).to(device) for each in made]
+    blocks = [each.blocks.to(device) for each in made]
+    heads = [each.heads.to(device) for each in made]
+    values = [each.values.to(device) for each in made]
+    q_heads = shape.heads * shape.group
+    query = torch.randn(shape.requests, q_heads, shape.head_size, device=device, dtype=DTYPE)
+    output = torch.empty_like(query)
+    index = torch.arange(shape.requests, device=device)
+    start = torch.arange(shape.requests + 1, dtype=torch.int32, device=device)
+    lanes, seq_lens = index.int(), lengths[:, 0].int().to(device)
+    scale = shape.head_size**-0.5
+    version = fa_utils.get_flash_attn_version(head_size=shape.head_size)
+
+    def ours(number: int) -> None:
+        n = number % len(made)
+        ops.decode_attention(
+            query,
+            index,
+            lanes,
+            blocks[n],
+            0,
+            scale,
+            "mean",
+            caches[n],
+            heads[n],
+            values[n],
+            output,
+        )
+
+    def stock(number: int) -> None:
+        n = number % len(made)
+        key, value = caches[n][0].transpose(1, 2).chunk(2, dim=-1)
+        fa_utils.flash_attn_varlen_func(
+            q=query,
+            k=key,
+            v=value,
+            out=output,
+            cu_seqlens_q=start,
+            max_seqlen_q=1,
+            seqused_k=seq_lens,
+            max_seqlen_k=shape.tokens,
+            softmax_scale=scale,
+            causal=True,
+            block_table=blocks[n],
+            fa_version=version,
+        )
+
+    return ours, stock

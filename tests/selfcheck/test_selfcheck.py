@@ -1,0 +1,108 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastgen_vllm import ops
+from fastgen_vllm.selfcheck import __main__ as command
+from fastgen_vllm.selfcheck import correctness, end_to_end
+from fastgen_vllm.selfcheck.report import OpCheck, Report
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(correctness, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(correctness, "SHAPES", correctness.SHAPES[:1])
+    monkeypatch.setattr(correctness, "PRESETS", ("balanced",))
+
+
+def test_right_ops_pass() -> None:
+    checks = list(correctness.check_ops(CPU))
+    assert {check.op for check in checks} == set(correctness.STATE)
+    assert all(check.passed and check.cases > 0 for check in checks)
+
+
+@pytest.mark.parametrize("op", correctness.STATE)
+def test_a_wrong_op_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each op forgets a part of its work."""
+    right = getattr(ops, op)
+    changed = {
+        "attention_mass": "mass",
+        "value_norm": "norm",
+        "compact": "values",
+        "store": "heads",
+        "decode_attention": "values",
+    }[op]
+
+    def wrong(**arguments: Any) -> None:
+        before = arguments[changed].clone()
+        right(**arguments)
+        arguments[changed].copy_(before)
+
+    monkeypatch.setattr(ops, op, wrong)
+    failed = [check.op for check in correctness.check_ops(CPU) if not check.passed]
+    assert failed == [op]
+
+
+def test_error_of_protected_and_missing_numbers() -> None:
+    a = torch.tensor([1.0, math.inf])
+    assert correctness.error(a, a.clone()) == 0
+    assert correctness.error(a, torch.tensor([1.0, 2.0])) == math.inf
+    assert correctness.error(a, torch.tensor([2.0, math.inf])) == 1
+    assert correctness.error(torch.tensor([1]), torch.tensor([2])) == math.inf
+    nan = OpCheck(op="store", dtype="float32", cases=1, worst_error=math.nan, allowed_error=1)
+    assert not nan.passed
+
+
+@pytest.mark.parametrize(
+    ("ours", "passed", "says"),
+    [
+        ([5, 6, 7], True, "0 answers depart"),
+        ([5, 9, 9], True, "at token 1, a gap of 0.100"),
+        ([9, 6, 7], False, "at token 0, a gap of 3.000"),
+        ("CUDA error: misaligned address", False, "decode_kernel fastgen: CUDA error"),
+    ],
+)
+def test_answers_may_depart_at_ties_only(
+    ours: Any,
+    passed: bool,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    gaps = [3.0, 0.1, 2.0]
+    stock = [{"tokens": [5, 6, 7], "gaps": gaps}]
+    other = ours if isinstance(ours, str) else [{"tokens": ours, "gaps": gaps}]
+    answers = {"off": stock, "fastgen": other, "stock": stock}
+    monkeypatch.setattr(end_to_end, "_answers", lambda model, kernel: answers[kernel])
+    report = tmp_path / "report.json"
+    code = command.main(
+        ["--device", "cpu", "--parts", "engine", "--model", "m", "--json", str(report)]
+    )
+    assert code == (0 if passed else 1)
+    assert says in capsys.readouterr().out
+    written = Report.model_validate(json.loads(report.read_text()))
+    assert written.passed == passed
+    assert written.machine["isa"] == ops.isa()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--parts", "ops,colour"], "'colour' is none of ops, speed, engine"),
+        (["--device", "cuda"], "torch sees no GPU; use --device cpu"),
+    ],
+)
+def test_mistakes(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available() and "cuda" in arguments:
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as caught:
+        command.main(arguments)
+    assert caught.value.code == 2
+    assert problem in capsys.readouterr().err
