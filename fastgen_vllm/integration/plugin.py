@@ -2,11 +2,18 @@
 
 
 def register() -> None:
-    """Make vLLM's cache configuration understand our spec.
+    """Make vLLM understand our cache spec, and models of ours by their names.
 
     Nothing else happens until a worker or scheduler of ours is chosen, so an installed
     plugin that is off costs nothing.
     """
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
     from fastgen_vllm.integration.cache import register_spec
+    from fastgen_vllm.models.lckv.config import LCKVLlamaConfig
 
     register_spec()
+    AutoConfig.register(LCKVLlamaConfig.model_type, LCKVLlamaConfig, exist_ok=True)
+    name = "LCKVLlamaForCausalLM"
+    ModelRegistry.register_model(name, f"fastgen_vllm.models.lckv.model:{name}")

@@ -1,0 +1,152 @@
+"""LCKV models in the engine, beside their definition."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastgen_vllm.config import load_config
+from fastgen_vllm.integration.plugin import register
+from fastgen_vllm.models.lckv.config import LCKVLlamaConfig
+from fastgen_vllm.models.lckv.layer_types import LayerTypes
+from tests.integration.engine import BLOCK_SIZE as S
+from tests.integration.engine import Finished, engine_config, generate
+from tests.integration.tiny import random_prompts
+from tests.models.lckv import Definition, save_lckv
+
+LAYOUTS = {
+    "w2": "0_5_5_5_5_5_6",
+    "w4": "0_1_5_5_5_5_6_7",
+    "sandwich": "0_3_3_3_4_5",
+    "two targets": "0_2_2_4_4_5",
+}
+LENGTHS = [1, 2, 9, 10, S - 1, S, S + 1]
+OPTIONS: dict[str, Any] = dict(
+    skip_tokenizer_init=True, max_model_len=1024, kv_cache_memory_bytes=2**22
+)
+PARAMS: dict[str, Any] = dict(max_tokens=12, detokenize=False, logprobs=3)
+NEAR = 2e-3  # nats; engine float32, definition float64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin() -> None:
+    register()
+
+
+def definition_of(model: Path) -> Definition:
+    weights = load_file(model / "model.safetensors")
+    return Definition(weights, LCKVLlamaConfig.from_pretrained(model))
+
+
+def check(finished: Finished, logits: torch.Tensor) -> None:
+    """Every token the likeliest, every logprob right; `logits` are those of the new tokens."""
+    expected = logits.log_softmax(-1)
+    assert len(finished.tokens) == len(expected)
+    for token, seen, row in zip(finished.tokens, finished.logprobs, expected, strict=True):
+        assert row[token] >= row.max() - NEAR
+        for other, logprob in seen.items():
+            assert abs(float(row[other]) - logprob) <= NEAR
+
+
+def check_sequential(model: Path, prompts: list[list[int]], results: list[Finished]) -> None:
+    definition = definition_of(model)
+    for prompt, finished in zip(prompts, results, strict=True):
+        logits = definition.sequential(prompt + finished.tokens[:-1])
+        check(finished, logits[len(prompt) - 1 :])
+
+
+@pytest.fixture(params=[False, True], ids=["diagonal", "nodiag"])
+def force_nodiag(request: pytest.FixtureRequest) -> bool:
+    chosen: bool = request.param
+    return chosen
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equals_the_definition_token_by_token(
+    layout: str, force_nodiag: bool, tmp_path: Path
+) -> None:
+    """As many passes as a prompt has tokens are exact."""
+    model = save_lckv(tmp_path, LAYOUTS[layout], force_nodiag=force_nodiag, forward_passes=2 * S)
+    prompts = random_prompts(LENGTHS)
+    for one_by_one in (False, True) if layout == "w2" else (False,):
+        config = engine_config(model, None, **OPTIONS)
+        results, _ = generate(config, prompts, one_by_one=one_by_one, **PARAMS)
+        check_sequential(model, prompts, results)
+
+
+@pytest.mark.parametrize("passes", [1, 9])
+@pytest.mark.parametrize("budget", [64, 256])
+def test_passes_over_chunks(passes: int, budget: int, force_nodiag: bool, tmp_path: Path) -> None:
+    """A long prompt, in chunks, does as many passes over each as were asked for."""
+    model = save_lckv(
+        tmp_path,
+        LAYOUTS["w2"],
+        force_nodiag=force_nodiag,
+        forward_passes=passes - 1,
+        backward_passes=1,
+    )
+    (prompt,) = random_prompts([700])
+    chunked = dict(max_num_batched_tokens=budget, max_num_seqs=4)
+    (finished,), _ = generate(engine_config(model, None, **OPTIONS, **chunked), [prompt], **PARAMS)
+    chunks = [prompt[i : i + budget] for i in range(0, len(prompt), budget)]
+    chunks += [[token] for token in finished.tokens[:-1]]
+    logits = definition_of(model).by_passes(chunks, passes)
+    check(finished, logits[len(prompt) - 1 :])
+
+
+def test_prefix_cache_hits_and_preemption_are_exact(tmp_path: Path) -> None:
+    model = save_lckv(tmp_path, LAYOUTS["w2"], forward_passes=5 * S)
+    start, *tails = random_prompts([2 * S, 1, 5, S, 9])
+    prompts = [start + tail for tail in tails] * 2
+    small = dict(max_model_len=256, num_gpu_blocks_override=16)
+    config = engine_config(model, None, **(OPTIONS | small))
+    results, engine = generate(config, prompts, **(PARAMS | dict(max_tokens=S + 2)))
+    check_sequential(model, prompts, results)
+    assert engine.preemptions > 0, "the pool was not small enough to preempt"
+
+
+def test_only_owners_have_kv(tmp_path: Path) -> None:
+    blocks = []
+    for layout in ("0_1_2_3_4_5_6", LAYOUTS["w2"]):
+        model = save_lckv(tmp_path / layout, layout)
+        _, engine = generate(engine_config(model, None, **OPTIONS), [[5, 6, 7]], **PARAMS)
+        blocks.append(engine.scheduler.kv_cache_manager.block_pool.num_gpu_blocks)
+    assert blocks[1] == pytest.approx(blocks[0] * 7 / 3, abs=1)
+
+
+@pytest.mark.parametrize("layout", ["w2", "w4"])
+def test_full_heads_answer_as_without_fastgen(
+    layout: str, force_nodiag: bool, tmp_path: Path
+) -> None:
+    model = save_lckv(tmp_path, LAYOUTS[layout], force_nodiag=force_nodiag)
+    prompts = random_prompts([*LENGTHS, 100, 300])
+    params = PARAMS | dict(max_tokens=S + 8)
+    stock, _ = generate(engine_config(model, None, **OPTIONS), prompts, **params)
+    ours, engine = generate(engine_config(model, load_config("full"), **OPTIONS), prompts, **params)
+    assert [f.tokens for f in ours] == [f.tokens for f in stock]
+    assert engine.stats.compactions == len(prompts)
+
+
+def test_layer_types_are_read() -> None:
+    published = "0_" + "_".join(["20"] * 20) + "_21"
+    types = LayerTypes.parse(published, 22)
+    assert types.owners == [0, 20, 21]
+    assert types.cycle == range(1, 21)
+    assert not LayerTypes.parse("0_0_2_2", 4).cycle
+    assert LayerTypes.parse("0s_1_1s", 3).sliding == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("0_1", "has 2 entries, the model 3 layers"),
+        ("0_1_3", "entry '3' of layer 2 must be a layer from 0 to 2"),
+        ("0_x_2", "entry 'x' of layer 1"),
+        ("1_2_2", "layer 0 reads layer 1, which has no K and V of its own but reads layer 2"),
+    ],
+)
+def test_wrong_layer_types_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        LayerTypes.parse(text, 3)
