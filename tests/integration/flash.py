@@ -4,15 +4,17 @@ vLLM's FlashAttention backend, its cache order and its metadata run unchanged; t
 that it calls on a GPU are PyTorch here, and the ops get their caches in the CPU's layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from vllm.v1.attention.backends import fa_utils, flash_attn
+from vllm.v1.attention.backends import fa_utils, flash_attn, registry
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+from vllm.v1.attention.selector import _cached_get_attn_backend
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from fastgen_vllm import ops
@@ -36,14 +38,24 @@ class InOrderFlashWorker(FlashWorker):
         self.model_runner.use_async_scheduling = False
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace what needs a GPU."""
-    for module in (flash_attn, fa_utils):
-        monkeypatch.setattr(module, "get_flash_attn_version", lambda **_: 2)
-        monkeypatch.setattr(module, "flash_attn_varlen_func", flash_attention, raising=False)
-    monkeypatch.setattr(flash_attn, "reshape_and_cache_flash", write_cache, raising=False)
-    for name in OPS:
-        monkeypatch.setattr(ops, name, relaid(getattr(ops, name)))
+@contextmanager
+def no_gpu() -> Iterator[pytest.MonkeyPatch]:
+    """Replace what needs a GPU; afterwards vLLM builds its own backends again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (flash_attn, fa_utils):
+            patch.setattr(module, "get_flash_attn_version", flash_version)
+            patch.setattr(module, "flash_attn_varlen_func", flash_attention, raising=False)
+        patch.setattr(flash_attn, "reshape_and_cache_flash", write_cache, raising=False)
+        for name in OPS:
+            patch.setattr(ops, name, relaid(getattr(ops, name)))
+        patch.setattr(registry, "_ATTN_OVERRIDES", dict(registry._ATTN_OVERRIDES))
+        yield patch
+    _cached_get_attn_backend.cache_clear()
+
+
+def flash_version(head_size: int | None = None, **_: Any) -> int:
+    """The version that every GPU since Ampere runs."""
+    return 2
 
 
 def relaid(op: Callable[..., None]) -> Callable[..., None]:

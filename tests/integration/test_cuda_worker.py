@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig, load_config
+from fastgen_vllm.integration.cuda import SCRATCH_BYTES, PerHeadCUDAWorker, PerHeadFlashBackend
 from tests.integration import flash
 from tests.integration.engine import Engine, engine_config, generate, tokens
 from tests.integration.tiny import random_prompts
@@ -46,12 +50,11 @@ def test_full_heads_answer_like_stock(
     decode_kernel: str,
     tiny_llama: Path,
     stock: list[list[int]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flash.install(monkeypatch)
     full = load_config("full").model_copy(update={"decode_kernel": decode_kernel})
-    config = flash_config(tiny_llama, full, **variant)
-    results, engine = generate(config, random_prompts(LENGTHS), **PARAMS)
+    with flash.no_gpu():
+        config = flash_config(tiny_llama, full, **variant)
+        results, engine = generate(config, random_prompts(LENGTHS), **PARAMS)
     assert tokens(results) == stock
     assert engine.stats.compactions >= len(LENGTHS)
     if "num_gpu_blocks_override" in variant:
@@ -59,9 +62,7 @@ def test_full_heads_answer_like_stock(
 
 
 @pytest.mark.parametrize("preset", ["paper", "balanced"])
-def test_compressed_heads_are_those_of_the_cpu(
-    preset: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compressed_heads_are_those_of_the_cpu(preset: str, tiny_llama: Path) -> None:
     fastgen = load_config(preset).model_copy(update={"force": True, "min_prompt": 0})
 
     def run(config: Any) -> tuple[list[Any], list[int]]:
@@ -78,19 +79,32 @@ def test_compressed_heads_are_those_of_the_cpu(
             engine.close()
 
     on_cpu = run(engine_config(tiny_llama, fastgen, **OPTIONS))
-    flash.install(monkeypatch)
-    assert run(flash_config(tiny_llama, fastgen)) == on_cpu
+    with flash.no_gpu():
+        assert run(flash_config(tiny_llama, fastgen)) == on_cpu
     assert on_cpu[0], "the request was not compacted"
 
 
-def test_heads_lie_in_one_piece(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpus_worker_is_made(tiny_llama: Path) -> None:
+    """All vLLM names that it uses are there, and vLLM finds our backend by the stock one's name."""
+    config = engine_config(tiny_llama, load_config("balanced"), **OPTIONS)
+    config.device_config.device_type = "cuda"
+    with flash.no_gpu() as patch:
+        patch.setattr(ops, "device_types", lambda: ("cpu", "cuda"))
+        worker = PerHeadCUDAWorker(config, 0, 0, "file:///nowhere")
+        assert AttentionBackendEnum.FLASH_ATTN.get_class() is PerHeadFlashBackend
+    assert worker.working_bytes(6) == 96 * 6 * 512 + SCRATCH_BYTES
+    support = PerHeadFlashBackend.get_builder_cls().get_cudagraph_support(config, None)
+    assert support is AttentionCGSupport.NEVER
+
+
+def test_heads_lie_in_one_piece(tiny_llama: Path) -> None:
     """FlashAttention takes caches in any order; ours asks for the one that it reads best."""
-    flash.install(monkeypatch)
-    engine = Engine(flash_config(tiny_llama, load_config("full")))
-    try:
-        cache = engine.runtime._arena
-        L, _, H, S, width = cache.shape
-        assert (L, H, width) == (3, 2, 64)
-        assert cache.stride()[2:] == (S * width, width, 1)
-    finally:
-        engine.close()
+    with flash.no_gpu():
+        engine = Engine(flash_config(tiny_llama, load_config("full")))
+        try:
+            cache = engine.runtime._arena
+            L, _, H, S, width = cache.shape
+            assert (L, H, width) == (3, 2, 64)
+            assert cache.stride()[2:] == (S * width, width, 1)
+        finally:
+            engine.close()

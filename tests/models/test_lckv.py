@@ -1,5 +1,6 @@
 """LCKV models in the engine, beside their definition."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,41 @@ def test_full_heads_answer_as_without_fastgen(
     ours, engine = generate(engine_config(model, load_config("full"), **OPTIONS), prompts, **params)
     assert [f.tokens for f in ours] == [f.tokens for f in stock]
     assert engine.stats.compactions == len(prompts)
+
+
+def test_the_published_configuration_serves(tmp_path: Path) -> None:
+    """22 layers of which three own K and V, every mask strict: `tinyllama-lckv-w2`'s string."""
+    published = "0_" + "_".join(["20"] * 20) + "_21"
+    model = save_lckv(tmp_path, published, force_nodiag=True)
+    assert json.loads((model / "config.json").read_text())["layer_types"] == published
+    prompts = random_prompts([5, 40])
+    results, engine = generate(
+        engine_config(model, load_config("balanced"), **OPTIONS), prompts, **PARAMS
+    )
+    check_sequential(model, prompts[:1], results[:1])
+    assert engine.runtime.geometry.num_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (dict(layer_types="0_9"), "entry '9' of layer 1"),
+        (dict(layer_types="0s_1"), "needs sliding_window"),
+        (dict(layer_types="1_1", forward_passes=0, backward_passes=0), "at least one pass"),
+    ],
+)
+def test_wrong_configurations_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        LCKVLlamaConfig(num_hidden_layers=2, **options)
+
+
+def test_sliding_windows_and_single_pass_sharing(tmp_path: Path) -> None:
+    """YOCO's windows below and CLA's sharing, without a layer that looks up."""
+    prompts = random_prompts([40, 70])
+    for layout in ("0s_1s_2_2_2", "0_0_2_2"):
+        model = save_lckv(tmp_path / layout, layout, sliding_window=16)
+        results, _ = generate(engine_config(model, None, **OPTIONS), prompts, **PARAMS)
+        check_sequential(model, prompts, results)
 
 
 def test_layer_types_are_read() -> None:

@@ -19,6 +19,9 @@ class LCKVLlamaConfig(LlamaConfig):
             (``m`` and ``b`` of the paper, with and without gradient in training).
         sliding_window: tokens that layers with a sliding window see.
         force_nodiag: no layer's token attends to itself, not even where its K and V are there.
+
+    Raises:
+        ValueError: names the option, its value and what is wrong.
     """
 
     model_type = "lckv-llama"
@@ -39,6 +42,16 @@ class LCKVLlamaConfig(LlamaConfig):
         self.backward_passes = backward_passes
         self.lckv_window = sliding_window or llama.get("lckv_window")
         self.force_nodiag = force_nodiag
+        types = self.parsed_layers
+        if any(types.sliding) and self.lckv_window is None:
+            raise ValueError(
+                f"layer_types={self.kv_layers!r} needs sliding_window, a number of tokens"
+            )
+        if types.cycle and self.passes < 1:
+            raise ValueError(
+                f"forward_passes={forward_passes} and backward_passes={backward_passes} must make "
+                "at least one pass"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The published form."""

@@ -220,6 +220,10 @@ class LCKVLlamaForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config: LCKVLlamaConfig = vllm_config.model_config.hf_config
+        if vllm_config.parallel_config.tensor_parallel_size > 1:
+            raise ValueError(
+                "--tensor-parallel-size: LCKV models need 1; use --data-parallel-size."
+            )
         self.config = config
         inner = f"{prefix}.model" if prefix else "model"
         self.model = LCKVLlamaModel(vllm_config, inner)
