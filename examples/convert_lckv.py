@@ -33,19 +33,19 @@ def main() -> None:
         )
     last = ordinary["num_hidden_layers"] - 1
     default = "_".join(map(str, [0, *[last - 1] * (last - 1), last]))
-    for name in ("model_type", "architectures", "layer_types", "sliding_window"):
+    for name in ("model_type", "architectures", "layer_types", "sliding_window", "_name_or_path"):
         ordinary.pop(name, None)
-    config = LCKVLlamaConfig(
-        layer_types=options.layer_types or default,
-        forward_passes=options.forward_passes,
-        backward_passes=options.backward_passes,
-        architectures=["LCKVLlamaForCausalLM"],
-        **ordinary,
-    )
     try:
-        types = config.parsed_layers
+        config = LCKVLlamaConfig(
+            layer_types=options.layer_types or default,
+            forward_passes=options.forward_passes,
+            backward_passes=options.backward_passes,
+            architectures=["LCKVLlamaForCausalLM"],
+            **ordinary,
+        )
     except ValueError as error:
-        parser.error(f"--layer-types: {error}")
+        parser.error(str(error))
+    types = config.parsed_layers
     weights = {}
     for file in sorted(options.model.glob("*.safetensors")):
         weights |= load_file(file)
