@@ -112,7 +112,7 @@ def _engines(device: torch.device, model: str | None) -> list[EndToEnd]:
     engines = check_engine(model or str(ensure_default_model()), decode_kernels)
     for engine in engines:
         result = engine.error or (
-            f"{engine.tokens} tokens, {len(engine.differences)} answers depart from stock's"
+            f"{engine.tokens} tokens, answers that depart from stock's: {len(engine.differences)}"
             + "".join(f" (at token {d.token}, a gap of {d.gap:.3f})" for d in engine.differences)
         )
         verdict = "ok" if engine.passed else "WRONG"
