@@ -162,15 +162,24 @@ def medians(sides: Sequence[Callable[[int], object]], calls: int) -> list[float]
 
 def measure(shape: Shape, dtype: torch.dtype, calls: int, bandwidth: float) -> Iterator[Result]:
     """All kernels of one shape."""
+    yield from measure_decode(shape, dtype, calls, bandwidth)
     generator = torch.Generator().manual_seed(0)
-    threads = torch.get_num_threads()
+    count = OBSERVED * shape.tokens * shape.heads * shape.head_size * dtype.itemsize
+    observed = mass_arguments(shape, dtype, generator)
+    seconds = medians([lambda _: ops.attention_mass(*observed)], calls // 4)
+    yield _result(f"attention_mass, {OBSERVED} queries", shape, count, seconds, bandwidth)
+    kept = int(KEPT * shape.tokens)
+    count = LAYERS * shape.heads * kept * 2 * dtype.itemsize * shape.head_size
+    copied = compact_arguments(shape, dtype, kept, generator)
+    seconds = medians([lambda _: ops.compact(*copied)], calls // 4)
+    yield _result(f"compact, {KEPT:.0%} of {LAYERS} layers", shape, count, seconds, bandwidth)
 
-    def result(kernel: str, count: int, seconds: list[float]) -> Result:
-        rate = count / seconds[0]
-        numbers = (seconds[0] * 1e6, rate / 1e9, rate / bandwidth)
-        stock = (seconds[1] * 1e6, seconds[1] / seconds[0]) if len(seconds) > 1 else ()
-        return Result(kernel, str(shape), ops.isa(), threads, *numbers, *stock)
 
+def measure_decode(
+    shape: Shape, dtype: torch.dtype, calls: int, bandwidth: float
+) -> Iterator[Result]:
+    """``decode_attention`` of one shape: beside stock, with values, and over ragged heads."""
+    generator = torch.Generator().manual_seed(0)
     uniform = torch.full((shape.requests, shape.heads), shape.tokens)
     cases = [
         ("decode_attention", uniform, StoreRule.APPEND),
@@ -182,17 +191,18 @@ def measure(shape: Shape, dtype: torch.dtype, calls: int, bandwidth: float) -> I
         copies = max(2, int(ROTATED_BYTES / count) + 1)
         buffers = [make_decode(shape, dtype, lengths, rule, generator) for _ in range(copies)]
         sides = decode_sides(shape, dtype, buffers, lengths, generator)
-        yield result(name, count, medians(sides if lengths is uniform else sides[:1], calls))
-    count = OBSERVED * shape.tokens * shape.heads * shape.head_size * dtype.itemsize
-    seconds = medians([mass_side(shape, dtype, generator)], calls // 4)
-    yield result(f"attention_mass, {OBSERVED} queries", count, seconds)
-    kept = int(KEPT * shape.tokens)
-    count = LAYERS * shape.heads * kept * 2 * dtype.itemsize * shape.head_size
-    yield result(
-        f"compact, {KEPT:.0%} of {LAYERS} layers",
-        count,
-        medians([compact_side(shape, dtype, kept, generator)], calls // 4),
-    )
+        seconds = medians(sides if lengths is uniform else sides[:1], calls)
+        yield _result(name, shape, count, seconds, bandwidth)
+
+
+def _result(
+    kernel: str, shape: Shape, count: int, seconds: list[float], bandwidth: float
+) -> Result:
+    """A line of the table, of the bytes that are read and the seconds of ours and of stock."""
+    rate = count / seconds[0]
+    numbers = (seconds[0] * 1e6, rate / 1e9, rate / bandwidth)
+    stock = (seconds[1] * 1e6, seconds[1] / seconds[0]) if len(seconds) > 1 else ()
+    return Result(kernel, str(shape), ops.isa(), torch.get_num_threads(), *numbers, *stock)
 
 
 def skewed(uniform: Tensor, generator: torch.Generator) -> Tensor:
@@ -307,9 +317,9 @@ def decode_sides(
     return [ours, stock]
 
 
-def mass_side(
+def mass_arguments(
     shape: Shape, dtype: torch.dtype, generator: torch.Generator
-) -> Callable[[int], object]:
+) -> tuple[Tensor, Tensor, int, Tensor, int, float, str, Tensor, Tensor]:
     """Profiling the last queries of one prompt in one layer; K stays in the cache, as it would."""
     blocks = -(-shape.tokens // SLOTS)
     observed = min(OBSERVED, shape.tokens)
@@ -322,12 +332,12 @@ def mass_side(
     row = torch.randperm(blocks, generator=generator).int()
     mass, energy = torch.zeros(2, shape.heads, shape.tokens)
     scale, first = shape.head_size**-0.5, shape.tokens - observed
-    return lambda _: ops.attention_mass(query, arena, 0, row, first, scale, "mean", mass, energy)
+    return query, arena, 0, row, first, scale, "mean", mass, energy
 
 
-def compact_side(
+def compact_arguments(
     shape: Shape, dtype: torch.dtype, kept: int, generator: torch.Generator
-) -> Callable[[int], object]:
+) -> tuple[Tensor, ...]:
     """Compacting one prompt: a random share of the tokens of every head."""
     prompt = -(-shape.tokens // SLOTS)
     pages = -(-kept // SLOTS)
@@ -342,7 +352,7 @@ def compact_side(
     heads[..., HeadField.NUM_PAGES] = pages
     heads[..., HeadField.LENGTH] = kept
     slots = (prompt + pages, num_heads, SLOTS)
-    arguments = (
+    return (
         arena,
         row[:prompt],
         arena,
@@ -354,4 +364,3 @@ def compact_side(
         torch.zeros(slots, dtype=torch.int32),
         torch.zeros(slots),
     )
-    return lambda _: ops.compact(*arguments)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from fastgen_vllm import ops
+from fastgen_vllm.benchmark import kernels
 from fastgen_vllm.selfcheck import __main__ as command
-from fastgen_vllm.selfcheck import correctness, end_to_end
+from fastgen_vllm.selfcheck import correctness, end_to_end, speed
 from fastgen_vllm.selfcheck.report import OpCheck, Report
 
 CPU = torch.device("cpu")
@@ -47,6 +48,19 @@ def test_a_wrong_op_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, op, wrong)
     failed = [check.op for check in correctness.check_ops(CPU) if not check.passed]
     assert failed == [op]
+
+
+def test_every_op_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(speed, "CALLS", 2)
+    monkeypatch.setattr(speed, "CALLS_OF_A_SAMPLE", 1)
+    monkeypatch.setattr(speed, "CPU_SHAPES", ("2x64x2x2x32",))
+    monkeypatch.setattr(kernels, "ROTATED_BYTES", 1e6)
+    report = tmp_path / "report.json"
+    assert command.main(["--device", "cpu", "--parts", "speed", "--json", str(report)]) == 0
+    timings = Report.model_validate(json.loads(report.read_text())).timings
+    assert {t.kernel.split(",")[0] for t in timings} == set(correctness.STATE)
+    assert all(t.microseconds > 0 and t.gigabytes > 0 for t in timings)
+    assert timings[0].ratio is not None, "decode attention stands beside vLLM's"
 
 
 def test_error_of_protected_and_missing_numbers() -> None:
