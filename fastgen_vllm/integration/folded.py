@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.ops.reference import pooled
 from fastgen_vllm.pages.fold import fold_heads
 
 #: Elements of K that one pass of adding up values gathers at a time.
@@ -85,10 +86,3 @@ class FoldedDecode(ABC):
             added = pooled(gained, pool).view(*rows.shape, -1)
             # No page belongs to two heads; unused slots gain 0.
             values.view(-1, values.shape[2]).index_add_(0, rows.flatten(), added.flatten(0, 1))
-
-
-def pooled(gained: Tensor, pool: str) -> Tensor:
-    """Reduce [V, G, N] over query heads."""
-    if pool == "mean":
-        return gained.mean(1)
-    return gained.amax(1) if pool == "max" else gained.amin(1)

@@ -49,11 +49,11 @@ def keys_and_values(arena: Tensor, row: Tensor, record: Tensor) -> tuple[Tensor,
     return torch.cat(keys)[:length], torch.cat(values)[:length]
 
 
-def _pooled(probability: Tensor, pool: str) -> Tensor:
-    """Reduce ``[G, N]`` to ``[N]``."""
+def pooled(probability: Tensor, pool: str) -> Tensor:
+    """Reduce ``[..., G, N]`` to ``[..., N]``."""
     if pool == "mean":
-        return probability.mean(0)
-    return probability.amax(0) if pool == "max" else probability.amin(0)
+        return probability.mean(-2)
+    return probability.amax(-2) if pool == "max" else probability.amin(-2)
 
 
 def attention_mass(
@@ -77,8 +77,8 @@ def attention_mass(
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             seen = first_position + i + 1
             probability = (q @ keys[:, :seen] * scale).softmax(-1)
-            mass[head, :seen] += _pooled(probability, pool)
-            energy[head, :seen] += _pooled(probability.square(), pool)
+            mass[head, :seen] += pooled(probability, pool)
+            energy[head, :seen] += pooled(probability.square(), pool)
 
 
 def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
@@ -206,4 +206,4 @@ def decode_attention(
             rule = StoreRule(int(record[HeadField.RULE]))
             if rule.values_tokens:
                 gained = probability.square() if rule == StoreRule.BY_ENERGY else probability
-                values[slots_of(arena, block_rows[r], record)] += _pooled(gained, pool)
+                values[slots_of(arena, block_rows[r], record)] += pooled(gained, pool)

@@ -5,7 +5,6 @@ measured in runs of calls between two waits for the device, so that starting a k
 costs in a model. Bytes are the least possible: K once for all queries of ``attention_mass``.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -63,16 +62,16 @@ def _medians(device: torch.device, sides: list[Callable[[int], object]]) -> list
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    samples: list[list[float]] = [[] for _ in sides]
-    for number in range(CALLS + 1):
-        for side, found in zip(sides, samples, strict=True):
-            wait()
-            start = time.perf_counter()
+    def sampled(side: Callable[[int], object]) -> Callable[[int], None]:
+        def sample(number: int) -> None:
             for call in range(CALLS_OF_A_SAMPLE):
                 side(number * CALLS_OF_A_SAMPLE + call)
             wait()
-            found.append((time.perf_counter() - start) / CALLS_OF_A_SAMPLE)
-    return [sorted(seconds[1:])[CALLS // 2] for seconds in samples]
+
+        return sample
+
+    seconds = kernels.medians([sampled(side) for side in sides], CALLS)
+    return [each / CALLS_OF_A_SAMPLE for each in seconds]
 
 
 def _time_decode(device: torch.device, shape: kernels.Shape, read: float) -> Iterator[Timing]:
