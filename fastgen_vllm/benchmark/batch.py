@@ -4,9 +4,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from fastgen_vllm.benchmark.prompts import load_tokenizer, text_prompts
+from fastgen_vllm.benchmark.prompts import text_prompts
 from fastgen_vllm.benchmark.results import Sample, Timeline
 from fastgen_vllm.benchmark.stepped import Compression, EngineSettings, Step, SteppedEngine
+from fastgen_vllm.models.tokenizer import load_tokenizer
 
 _TIMELINE_POINTS = 2000
 

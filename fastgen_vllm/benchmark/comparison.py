@@ -8,7 +8,7 @@ from typing import Any
 
 from fastgen_vllm.benchmark.engines import Engine, baseline, parse_engines
 from fastgen_vllm.benchmark.facts import threads_of
-from fastgen_vllm.benchmark.model import Model, find_model
+from fastgen_vllm.benchmark.model import Models, find_model
 from fastgen_vllm.benchmark.options import check_files, check_threads
 from fastgen_vllm.benchmark.process import MeasurementFailed
 from fastgen_vllm.benchmark.results import Results, Row, Sample, write_json
@@ -32,8 +32,8 @@ class Comparison:
     measure: Callable[[Engine], Sequence[Sample]]
 
 
-def sides_of(options: argparse.Namespace) -> tuple[tuple[Engine, ...], Model]:
-    """Engines and model of the options that every comparison has.
+def sides_of(options: argparse.Namespace) -> tuple[tuple[Engine, ...], Models]:
+    """Engines and their models, of the options that every comparison has.
 
     Raises:
         ValueError: one of these options cannot be used.
@@ -41,7 +41,11 @@ def sides_of(options: argparse.Namespace) -> tuple[tuple[Engine, ...], Model]:
     engines = parse_engines(options.engines, options.fastgen)
     check_files(options)
     check_threads(options.threads)
-    return engines, find_model(options.model, options.dtype)
+    found = {
+        asked: find_model(asked, options.dtype)
+        for asked in dict.fromkeys(engine.model or options.model for engine in engines)
+    }
+    return engines, {engine.name: found[engine.model or options.model] for engine in engines}
 
 
 def run(comparison: Comparison, options: argparse.Namespace) -> int:

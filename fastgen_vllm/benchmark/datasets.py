@@ -4,7 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from fastgen_vllm.benchmark.prompts import load_tokenizer, write_dataset
+from fastgen_vllm.benchmark.prompts import write_dataset
+from fastgen_vllm.models.tokenizer import load_tokenizer
 
 
 class Settings(BaseModel):

@@ -5,7 +5,10 @@ from pydantic import BaseModel, ConfigDict
 from fastgen_vllm.config import load_config
 
 STOCK, BARE, FASTGEN = "stock", "bare", "fastgen"
-LEGAL = f"{STOCK}, {BARE}, {FASTGEN}, {FASTGEN}:PRESET or {FASTGEN}:FILE.yaml"
+LEGAL = (
+    f"{STOCK}, {BARE}, {FASTGEN}, {FASTGEN}:PRESET or {FASTGEN}:FILE.yaml, "
+    "with @MODEL behind it if not that of --model"
+)
 
 
 class Engine(BaseModel):
@@ -15,6 +18,7 @@ class Engine(BaseModel):
         name: as the user gave it; names the side in tables and files.
         fastgen: preset or YAML file; None compresses nothing.
         plugin: whether vLLM loads FastGen's plugin at all.
+        model: directory or hub name; None is the model of ``--model``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -22,6 +26,7 @@ class Engine(BaseModel):
     name: str
     fastgen: str | None = None
     plugin: bool = True
+    model: str | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -53,15 +58,14 @@ def baseline(engines: tuple[Engine, ...]) -> Engine:
 
 
 def _engine(name: str, fastgen: str) -> Engine:
-    if name == STOCK:
-        return Engine(name=name)
-    if name == BARE:
-        return Engine(name=name, plugin=False)
-    if name == FASTGEN:
-        load_config(fastgen, "--fastgen", "")
-        return Engine(name=name, fastgen=fastgen)
-    kind, _, source = name.partition(":")
-    if kind == FASTGEN and source:
-        load_config(source, f"--engines {FASTGEN}:", "")
-        return Engine(name=name, fastgen=source)
+    side, at, model = name.partition("@")
+    kind, colon, source = side.partition(":")
+    if (at and not model) or (colon and (kind != FASTGEN or not source)):
+        raise ValueError(f"--engines {name}: must be {LEGAL}.")
+    if kind == FASTGEN:
+        option = f"--engines {FASTGEN}:" if colon else "--fastgen"
+        load_config(source or fastgen, option, "")
+        return Engine(name=name, fastgen=source or fastgen, model=model or None)
+    if kind in (STOCK, BARE):
+        return Engine(name=name, plugin=kind == STOCK, model=model or None)
     raise ValueError(f"--engines {name}: must be {LEGAL}.")

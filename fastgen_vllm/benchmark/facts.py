@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgen_vllm.benchmark.engines import Engine
-from fastgen_vllm.benchmark.model import Model
+from fastgen_vllm.benchmark.model import Models
 from fastgen_vllm.benchmark.results import Row
 from fastgen_vllm.evaluation.facts import cpu_name
 
@@ -18,13 +18,13 @@ _ROOT = Path(__file__).parents[2]
 
 
 def circumstances(
-    options: argparse.Namespace, engines: Sequence[Engine], model: Model, **more: Any
+    options: argparse.Namespace, engines: Sequence[Engine], models: Models, **more: Any
 ) -> dict[str, Any]:
     """Everything that a reader needs to repeat the measurement; ``more`` is the command's own."""
     return {
         "command": options.command,
         **machine(),
-        "model": model.name,
+        "model": _names(models),
         "dtype": options.dtype,
         "enforce_eager": options.enforce_eager,
         "engines": [engine.name for engine in engines],
@@ -33,6 +33,13 @@ def circumstances(
         "seed": options.seed,
         **more,
     }
+
+
+def _names(models: Models) -> str | dict[str, str]:
+    """The model's name, or that of every side if they differ."""
+    names = {engine: model.name for engine, model in models.items()}
+    distinct = list(dict.fromkeys(names.values()))
+    return names if len(distinct) > 1 else distinct[0]
 
 
 def machine() -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """The model to measure with: what its configuration says, before any engine is started."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
+from fastgen_vllm.models.lckv.layer_types import MODEL_TYPE as LCKV
+from fastgen_vllm.models.lckv.layer_types import LayerTypes
 
 
 class Model(NamedTuple):
@@ -14,6 +17,10 @@ class Model(NamedTuple):
     path: str  # directory or hub name
     max_len: int | None  # most tokens of a request, if the configuration says
     bytes_per_token: int | None  # of KV cache, if the configuration says
+
+
+#: The model of every side, by the engine's name.
+Models = Mapping[str, Model]
 
 
 def find_model(option: str | None, dtype: str) -> Model:
@@ -50,6 +57,9 @@ def _read(option: str, directory: Path) -> dict[str, Any]:
 def _from_hub(name: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
+    from fastgen_vllm.models.lckv.config import register_config
+
+    register_config()
     try:
         options: dict[str, Any] = AutoConfig.from_pretrained(name).to_dict()
     except (OSError, ValueError) as error:
@@ -58,13 +68,21 @@ def _from_hub(name: str) -> dict[str, Any]:
     return options
 
 
+def _kv_layers(text: dict[str, Any]) -> int:
+    """Layers that have a KV cache: all, but of a layer-condensed model those that own K and V."""
+    num_layers: int = text["num_hidden_layers"]
+    if text.get("model_type") != LCKV:
+        return num_layers
+    return len(LayerTypes.parse(text["layer_types"], num_layers).owners)
+
+
 def _described(name: str, path: str, config: dict[str, Any], dtype: str) -> Model:
     text = config.get("text_config") or config
     max_len = text.get("max_position_embeddings")
     try:
         heads = text.get("num_key_value_heads") or text["num_attention_heads"]
         size = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-        kv_bytes = 2 * text["num_hidden_layers"] * heads * size * (4 if dtype == "float32" else 2)
+        kv_bytes = 2 * _kv_layers(text) * heads * size * (4 if dtype == "float32" else 2)
     except (KeyError, TypeError):
         kv_bytes = None
     return Model(name, path, max_len if isinstance(max_len, int) else None, kv_bytes)

@@ -48,19 +48,20 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an option cannot be used; nothing has been measured.
     """
-    engines, model = comparison.sides_of(options)
+    engines, models = comparison.sides_of(options)
     length = options.prompt_len + options.output_len
-    check_lengths(model, length, "--prompt-len and --output-len")
-    check_pool(model, options.pool_gib, model_len(model, length))
+    check_lengths(models, length, "--prompt-len and --output-len")
+    max_model_len = model_len(models, length)
+    check_pool(models, options.pool_gib, max_model_len)
     threads = default_threads(options.threads)
 
     def measure(engine: Engine) -> list[Sample]:
         settings = Settings(
             engine=engine,
-            model=model.path,
+            model=models[engine.name].path,
             dtype=options.dtype,
             enforce_eager=options.enforce_eager,
-            max_model_len=model_len(model, length),
+            max_model_len=max_model_len,
             max_running=options.num_requests,
             pool_bytes=int(options.pool_gib * 2**30),
             seed=options.seed,
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     facts = circumstances(
         options,
         engines,
-        model,
+        models,
         num_requests=options.num_requests,
         prompt_len=options.prompt_len,
         output_len=options.output_len,

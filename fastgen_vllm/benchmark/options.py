@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NoReturn
 
-from fastgen_vllm.benchmark.model import Model
+from fastgen_vllm.benchmark.model import Models
 from fastgen_vllm.config import preset_names
 
 PROMPT_LEN, OUTPUT_LEN = 1024, 256  # tokens, if nothing else is asked for
@@ -28,7 +28,8 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engines", default="stock,fastgen", metavar="LIST",
         help="stock: vLLM with the plugin installed but off; bare: vLLM without it; fastgen; "
-        "fastgen:PRESET or fastgen:FILE.yaml (default: %(default)s)")  # fmt: skip
+        "fastgen:PRESET or fastgen:FILE.yaml; with @MODEL behind it a side has a model of its own "
+        "(default: %(default)s)")  # fmt: skip
     add("--fastgen", default="balanced", metavar="PRESET|FILE.yaml",
         help=f"of engine `fastgen`: {', '.join(preset_names())} or a YAML file "
         "(default: %(default)s)")  # fmt: skip
@@ -144,29 +145,31 @@ def check_threads(threads: int | None) -> None:
         raise ValueError(f"--threads {threads}: at most {cores}, the cores allowed here.")
 
 
-def check_lengths(model: Model, length: int, what: str) -> None:
-    """Refuse requests beyond the model's length.
+def check_lengths(models: Models, length: int, what: str) -> None:
+    """Refuse requests beyond a model's length.
 
     Raises:
         ValueError: names the options, their sum and the limit.
     """
-    if model.max_len is not None and length > model.max_len:
-        raise ValueError(
-            f"{what}: {length} tokens, but {model.name} takes at most {model.max_len}."
-        )
+    for model in models.values():
+        if model.max_len is not None and length > model.max_len:
+            raise ValueError(
+                f"{what}: {length} tokens, but {model.name} takes at most {model.max_len}."
+            )
 
 
 def check_pool(
-    model: Model, pool_gib: float, length: int, requests: int = 1, advice: str = ""
+    models: Models, pool_gib: float, length: int, requests: int = 1, advice: str = ""
 ) -> None:
-    """Refuse a pool that does not hold so many requests of a length, uncompressed.
+    """Refuse a pool that does not hold so many requests of a length, uncompressed, on every side.
 
     Raises:
         ValueError: names the option, its value, the least, and the ``advice``.
     """
-    if model.bytes_per_token is not None:
+    sizes = [m.bytes_per_token for m in models.values() if m.bytes_per_token is not None]
+    if sizes:
         blocks = requests * -(-length // BLOCK_SIZE) + 1  # vLLM keeps one for itself
-        least = blocks * BLOCK_SIZE * model.bytes_per_token / 2**30
+        least = blocks * BLOCK_SIZE * max(sizes) / 2**30
         if pool_gib < least:
             raise ValueError(
                 f"--pool-gib {pool_gib:g}: must be at least {least:.4f}, for "
@@ -174,7 +177,7 @@ def check_pool(
             )
 
 
-def model_len(model: Model, length: int) -> int:
-    """``max_model_len`` of an engine for requests of ``length``: a block more where it can be."""
-    room = length + BLOCK_SIZE
-    return room if model.max_len is None else min(room, model.max_len)
+def model_len(models: Models, length: int) -> int:
+    """``max_model_len`` of all sides for requests of ``length``: a block more where it can be."""
+    limits = [model.max_len for model in models.values() if model.max_len is not None]
+    return min(length + BLOCK_SIZE, *limits)

@@ -22,13 +22,6 @@ def text_prompts(tokenizer: Any, count: int, length: int, seed: int) -> list[lis
     return [tokens[start : start + length] for start in starts]
 
 
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model)
-
-
 def write_dataset(path: Path, tokenizer: Any, count: int, length: int, seed: int) -> None:
     """Write prompts as text, a JSON object a line, for vLLM's benchmark client.
 

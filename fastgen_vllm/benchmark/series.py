@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pydantic import BaseModel
 
 from fastgen_vllm.benchmark.options import MAX_BATCHED_TOKENS
-from fastgen_vllm.benchmark.prompts import load_tokenizer, text_prompts
+from fastgen_vllm.benchmark.prompts import text_prompts
 from fastgen_vllm.benchmark.results import Load, Sample
 from fastgen_vllm.benchmark.stepped import EngineSettings, Step, SteppedEngine
+from fastgen_vllm.models.tokenizer import load_tokenizer
 
 #: Steps after the last prefill that are not counted: compactions are carried out in them.
 SETTLING_STEPS = 3

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from fastgen_vllm.benchmark import comparison
 from fastgen_vllm.benchmark.client import check_flags, drive, metrics_of
 from fastgen_vllm.benchmark.datasets import Settings as DatasetSettings
-from fastgen_vllm.benchmark.engines import Engine
+from fastgen_vllm.benchmark.engines import Engine, baseline
 from fastgen_vllm.benchmark.facts import circumstances
-from fastgen_vllm.benchmark.model import Model
+from fastgen_vllm.benchmark.model import Model, Models
 from fastgen_vllm.benchmark.options import (
     BLOCK_SIZE,
     MAX_BATCHED_TOKENS,
@@ -77,12 +77,12 @@ def run(options: argparse.Namespace, client_flags: Sequence[str]) -> int:
     Raises:
         ValueError: an option cannot be used; nothing has been measured.
     """
-    engines, model = comparison.sides_of(options)
+    engines, models = comparison.sides_of(options)
     _check_client_flags(options, client_flags)
     if not _names_dataset(client_flags):
         options.prompt_len = options.prompt_len or PROMPT_LEN
         options.output_len = options.output_len or OUTPUT_LEN
-    max_model_len = _max_model_len(options, client_flags, model)
+    max_model_len = _max_model_len(options, client_flags, models)
     port = free_port(options.port)
     if client_flags:
         check_flags(client_flags)
@@ -90,9 +90,11 @@ def run(options: argparse.Namespace, client_flags: Sequence[str]) -> int:
     threads = options.threads or max(1, len(allowed_cores()) - 1)
     server_flags = _server_flags(options, max_model_len)
     with tempfile.TemporaryDirectory(prefix="fastgen-benchmark-") as directory:
-        dataset = _dataset(options, client_flags, model, Path(directory))
+        # The same text for all; its length is counted in tokens of the baseline's model.
+        first = models[baseline(engines).name]
+        dataset = _dataset(options, client_flags, first, Path(directory))
         flags = [
-            *("--host", HOST, "--port", str(port), "--model", model.path),
+            *("--host", HOST, "--port", str(port)),
             *("--num-prompts", str(options.num_requests), "--seed", str(options.seed)),
             *("--disable-tqdm", "--num-warmups", str(_WARM_UPS), "--temperature", "0"),
             *dataset.flags,
@@ -101,14 +103,16 @@ def run(options: argparse.Namespace, client_flags: Sequence[str]) -> int:
 
         def measure(engine: Engine) -> list[Sample]:
             environment = _server_environment(threads)
-            with Server(engine, model.path, port, server_flags, environment) as server:
+            path = models[engine.name].path
+            with Server(engine, path, port, server_flags, environment) as server:
                 server.wait()
-                return [_measure(server, flags, limit) for limit in concurrencies]
+                asked = [*flags, "--model", path]
+                return [_measure(server, asked, limit) for limit in concurrencies]
 
         facts = circumstances(
             options,
             engines,
-            model,
+            models,
             num_requests=options.num_requests,
             prompt_len=options.prompt_len,
             output_len=options.output_len,
@@ -191,21 +195,23 @@ def _names_dataset(client_flags: Sequence[str]) -> bool:
 
 
 def _max_model_len(
-    options: argparse.Namespace, client_flags: Sequence[str], model: Model
+    options: argparse.Namespace, client_flags: Sequence[str], models: Models
 ) -> int | None:
     """``max_model_len`` of the servers; None is the model's, for data sets of unknown lengths."""
     if options.max_model_len is not None:
-        check_lengths(model, options.max_model_len, "--max-model-len")
-        check_pool(model, options.pool_gib, options.max_model_len)
+        check_lengths(models, options.max_model_len, "--max-model-len")
+        check_pool(models, options.pool_gib, options.max_model_len)
         return int(options.max_model_len)
     if _names_dataset(client_flags):
-        if model.max_len is not None:
-            check_pool(model, options.pool_gib, model.max_len, advice=" Or set --max-model-len.")
+        limits = [model.max_len for model in models.values() if model.max_len is not None]
+        if limits:
+            check_pool(models, options.pool_gib, max(limits), advice=" Or set --max-model-len.")
         return None
     length = options.prompt_len + options.output_len
-    check_lengths(model, length, "--prompt-len and --output-len")
-    check_pool(model, options.pool_gib, model_len(model, length))
-    return model_len(model, length)
+    check_lengths(models, length, "--prompt-len and --output-len")
+    max_model_len = model_len(models, length)
+    check_pool(models, options.pool_gib, max_model_len)
+    return max_model_len
 
 
 def _dataset(

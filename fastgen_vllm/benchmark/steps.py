@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fastgen_vllm.benchmark import comparison
 from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.facts import circumstances
-from fastgen_vllm.benchmark.model import Model
+from fastgen_vllm.benchmark.model import Models
 from fastgen_vllm.benchmark.options import (
     BLOCK_SIZE,
     MAX_BATCHED_TOKENS,
@@ -56,10 +56,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: an option cannot be used; nothing has been measured.
     """
-    engines, model = comparison.sides_of(options)
+    engines, models = comparison.sides_of(options)
     points = plan(options.contexts, options.running)
     longest = max(options.contexts)
-    check_lengths(model, longest, "--contexts")
+    check_lengths(models, longest, "--contexts")
     for point in points:
         if point.prompt_len(options.steps) < 1:
             least = point.context - point.prompt_len(options.steps) + 1
@@ -67,18 +67,18 @@ def run(options: argparse.Namespace) -> int:
                 f"--contexts {point.context}: at least {least} with {point.running} running and "
                 f"--steps {options.steps}."
             )
-    pool_gib = options.pool_gib or ample_pool(model, points)
+    pool_gib = options.pool_gib or ample_pool(models, points)
     for point in points:
-        check_pool(model, pool_gib, point.context, point.running)
+        check_pool(models, pool_gib, point.context, point.running)
     threads = default_threads(options.threads)
 
     def measure(engine: Engine) -> list[Sample]:
         settings = Settings(
             engine=engine,
-            model=model.path,
+            model=models[engine.name].path,
             dtype=options.dtype,
             enforce_eager=options.enforce_eager,
-            max_model_len=model_len(model, longest),
+            max_model_len=model_len(models, longest),
             max_running=max(options.running),
             pool_bytes=int(pool_gib * 2**30),
             seed=options.seed,
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     facts = circumstances(
         options,
         engines,
-        model,
+        models,
         contexts=list(options.contexts),
         running=list(options.running),
         steps=options.steps,
@@ -109,13 +109,16 @@ def plan(contexts: Sequence[int], running: Sequence[int]) -> list[Point]:
     return first + [Point(context=contexts[0], running=number) for number in running[1:]]
 
 
-def ample_pool(model: Model, points: Sequence[Point]) -> float:
+def ample_pool(models: Models, points: Sequence[Point]) -> float:
     """GiB in which every point fits uncompressed, with some to spare.
 
     Raises:
-        ValueError: the model's configuration does not tell.
+        ValueError: a model's configuration does not tell.
     """
-    if model.bytes_per_token is None:
-        raise ValueError(f"--pool-gib: give it, {model.name} does not say what a token takes.")
+    bytes_per_token = 0
+    for model in models.values():
+        if model.bytes_per_token is None:
+            raise ValueError(f"--pool-gib: give it, {model.name} does not say what a token takes.")
+        bytes_per_token = max(bytes_per_token, model.bytes_per_token)
     tokens = max((point.context + BLOCK_SIZE) * point.running for point in points)
-    return 1.1 * (tokens + 4 * BLOCK_SIZE) * model.bytes_per_token / 2**30
+    return 1.1 * (tokens + 4 * BLOCK_SIZE) * bytes_per_token / 2**30

@@ -13,6 +13,7 @@ from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.settings import Settings
 from fastgen_vllm.evaluation.texts import built_in_corpora, corpora_from, cut_passages
 from fastgen_vllm.models.embedded import ensure_default_model
+from fastgen_vllm.models.tokenizer import load_tokenizer
 from fastgen_vllm.request import GENERATED, KEEP, RECOVERY
 
 #: Called with finished parts, parts in all, and what is being measured.
@@ -38,15 +39,13 @@ def plan(settings: Settings) -> Plan:
     Raises:
         ValueError: an option that cannot be satisfied; names it and what to do.
     """
-    from transformers import AutoTokenizer
-
     configs = configs_of(settings)
     if settings.peers:
         from fastgen_vllm.evaluation.peers import require_kvpress
 
         require_kvpress()
     model = settings.model or str(ensure_default_model())
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     return Plan(settings, model, tokenizer, configs, list(make_items(settings, tokenizer)))
 
 

@@ -7,13 +7,12 @@ def register() -> None:
     Nothing else happens until a worker or scheduler of ours is chosen, so an installed
     plugin that is off costs nothing.
     """
-    from transformers import AutoConfig
     from vllm import ModelRegistry
 
     from fastgen_vllm.integration.cache import register_spec
-    from fastgen_vllm.models.lckv.config import LCKVLlamaConfig
+    from fastgen_vllm.models.lckv.config import register_config
 
     register_spec()
-    AutoConfig.register(LCKVLlamaConfig.model_type, LCKVLlamaConfig, exist_ok=True)
+    register_config()
     name = "LCKVLlamaForCausalLM"
     ModelRegistry.register_model(name, f"fastgen_vllm.models.lckv.model:{name}")

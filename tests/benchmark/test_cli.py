@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastgen_vllm.benchmark import cli, comparison, serve
+from tests.models.lckv import save_lckv
 
 ALL = ("offline", "serve", "steps")
 
@@ -87,6 +88,22 @@ def test_loads_that_do_not_fit(
 ) -> None:
     given = [command, "--model", str(described_model), *arguments]
     assert refused(given, capsys).startswith(problem)
+
+
+def test_a_layer_condensed_model_needs_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pool must hold a request of every side's model."""
+    least = {}
+    for name, layers in (("plain", "0_1_2_3_4_5_6"), ("lckv", "0_5_5_5_5_5_6")):
+        save_lckv(tmp_path / name, layers)
+    for engines in ("stock@plain", "stock@lckv", "stock@lckv,stock@plain"):
+        given = engines.replace("@", f"@{tmp_path}/")
+        tokens = ("--prompt-len", "1800", "--output-len", "200", "--dtype", "float32")
+        line = refused(["offline", "--engines", given, "--pool-gib", "1e-5", *tokens], capsys)
+        least[engines] = float(line.split("at least ")[1].split(",")[0])
+    assert least["stock@plain"] == pytest.approx(least["stock@lckv"] * 7 / 3, rel=0.03)
+    assert least["stock@lckv,stock@plain"] == least["stock@plain"]
 
 
 @pytest.mark.parametrize(

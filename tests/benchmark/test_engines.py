@@ -15,6 +15,14 @@ def test_names_say_what_is_measured() -> None:
     assert (paper.name, paper.fastgen) == ("fastgen:paper", "paper")
 
 
+def test_a_side_may_have_a_model_of_its_own() -> None:
+    engines = parse_engines("stock@out/plain,bare@org/name,fastgen@a:b,fastgen:paper@c", "quarter")
+    assert [engine.model for engine in engines] == ["out/plain", "org/name", "a:b", "c"]
+    assert [engine.fastgen for engine in engines] == [None, None, "quarter", "paper"]
+    assert [engine.plugin for engine in engines] == [True, False, True, True]
+    assert baseline(engines).name == "stock@out/plain"
+
+
 def test_a_file_is_an_engine(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("policy: coverage\nkeep: 0.5\n")
@@ -29,6 +37,8 @@ def test_a_file_is_an_engine(tmp_path: Path) -> None:
         ("", "balanced", "--engines '': name at least one of stock, bare"),
         ("stock,stock", "balanced", "--engines stock,stock: every engine once"),
         ("fastgen:nope", "balanced", "--engines fastgen: nope: no such preset or file"),
+        ("stock@", "balanced", "--engines stock@: must be stock"),
+        ("stock:paper", "balanced", "--engines stock:paper: must be stock"),
         ("fastgen:", "balanced", "--engines fastgen:: must be stock"),
         ("fastgen", "nope", "--fastgen nope: no such preset or file. Use one of balanced"),
         ("fastgen", "off", "--fastgen off: no such preset"),

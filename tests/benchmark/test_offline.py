@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.evaluation.tiny import tiny_tokenizer
+from tests.models.lckv import save_lckv
+
 ROOT = Path(__file__).parents[2]
 BLOCK_BYTES = 2 * 3 * 2 * 32 * 32 * 2  # K and V, layers, KV heads, slots, head size, bf16
 
@@ -62,6 +65,26 @@ def test_two_engines_are_compared(tiny_model: Path, quarter: str, tmp_path: Path
         assert timeline["seconds"] == sorted(timeline["seconds"])
     assert "- threads: " in done.stdout and "| fastgen |" in done.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_models_are_compared(tmp_path: Path) -> None:
+    """In one pool a layer-condensed model has room for as many more as it has fewer KV layers."""
+    for name, layers in (("plain", "0_1_2_3_4_5_6"), ("lckv", "0_5_5_5_5_5_6")):
+        save_lckv(tmp_path / name, layers)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    plain, lckv = (f"stock@{tmp_path / name}" for name in ("plain", "lckv"))
+    pool = str(35 * 2 * 7 * 2 * 32 * 32 * 4 / 2**30)  # blocks, K and V, layers, heads, ..., float32
+    done = benchmark(
+        *("offline", "--engines", f"{plain},{lckv}", "--pool-gib", pool, "--dtype", "float32"),
+        *("--num-requests", "8", "--prompt-len", "256", "--output-len", "64", "--threads", "1"),
+        *("--json", str(tmp_path / "a.json")),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["facts"]["model"] == {e: e.removeprefix("stock@") for e in (plain, lckv)}
+    assert found["median"][plain]["peak_running"] == 4
+    assert found["median"][lckv]["peak_running"] == 8
+    assert list(found["ratio"]) == [lckv]
 
 
 def test_steps_are_measured_at_every_size(tiny_model: Path, quarter: str, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
-from fastgen_vllm.models.lckv.layer_types import LayerTypes
+from fastgen_vllm.models.lckv.layer_types import MODEL_TYPE, LayerTypes
 
 
 class LCKVLlamaConfig(LlamaConfig):
@@ -24,7 +24,7 @@ class LCKVLlamaConfig(LlamaConfig):
         ValueError: names the option, its value and what is wrong.
     """
 
-    model_type = "lckv-llama"
+    model_type = MODEL_TYPE
 
     def __init__(
         self,
@@ -69,3 +69,8 @@ class LCKVLlamaConfig(LlamaConfig):
     def passes(self) -> int:
         """How often a prompt passes the cycle."""
         return int(self.forward_passes + self.backward_passes)
+
+
+def register_config() -> None:
+    """Make transformers read configurations of this type."""
+    AutoConfig.register(LCKVLlamaConfig.model_type, LCKVLlamaConfig, exist_ok=True)

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
+MODEL_TYPE = "lckv-llama"  # of published configurations
+
 
 @dataclass(frozen=True)
 class LayerTypes:
