@@ -1,6 +1,6 @@
 """Train a small LCKV language model and its plain twin on a CPU, in the published format.
 
-    python examples/train_lckv.py out                  # both, some 35 minutes on two cores
+    python examples/train_lckv.py out                  # both, half an hour on two cores
     python examples/train_lckv.py out --steps 200      # a taste
 
 Same text, tokenizer, number of weights, batches and steps for both; interrupted, it goes on where
@@ -36,8 +36,12 @@ TYPES = {"lckv": "0_6_6_6_6_6_6_7", "plain": "_".join(map(str, range(LAYERS)))}
 HIDDEN, HEADS, KV_HEADS, HEAD_SIZE = 192, 6, 3, 32
 #: K and V projections that the condensed layers lack go into wider MLPs: equal weights.
 INTERMEDIATE = {"lckv": 552, "plain": 512}
-CONTEXT, BATCH = 256, 8
+STEP_TOKENS = 2048
+#: Tokens of a window, and from which part of the steps on.
+WINDOWS = {0.0: 256, 0.9: 1024}
+CONTEXT = max(WINDOWS.values())
 HELD_OUT = 0.05  # last part of every document
+FEWER_PASSES = (1, 2, 3, 5)  # to measure besides
 LEARNING_RATE = 1.5e-3
 SAVED_EVERY = 60  # seconds
 
@@ -114,10 +118,6 @@ class Model(nn.Module):
         position = torch.arange(CONTEXT)
         angle = position[:, None] * 10000.0 ** -(torch.arange(HEAD_SIZE // 2) / (HEAD_SIZE / 2))
         self.rotation = (angle.cos(), angle.sin())
-        # The first token of a strict row sees itself here, and its output is zeroed.
-        strict = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril(-1)
-        strict[0, 0] = True
-        self.strict = strict
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V]."""
@@ -147,22 +147,20 @@ class Model(nn.Module):
             if source == index:
                 key = self._rotate(self._heads(attention.k_proj(h)))
                 kept[index] = (key, self._heads(attention.v_proj(h)))
-            is_strict = self.types.looks_up(index)
-            length = x.shape[1]
-            attended = scaled_dot_product_attention(
-                query,
-                *kept[source],
-                attn_mask=self.strict[:length, :length] if is_strict else None,
-                is_causal=not is_strict,
-                enable_gqa=True,
-            )
-            if is_strict:
-                attended = torch.cat(
-                    [torch.zeros_like(attended[:, :, :1]), attended[:, :, 1:]], dim=2
-                )
+            key, value = kept[source]
+            if self.types.looks_up(index):
+                # Each token sees what came before it, the first one nothing.
+                seen = self._attend(query[:, :, 1:], key[:, :, :-1], value[:, :, :-1])
+                attended = torch.cat([torch.zeros_like(query[:, :, :1]), seen], dim=2)
+            else:
+                attended = self._attend(query, key, value)
             x = x + attention.o_proj(attended.transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         return x
+
+    @staticmethod
+    def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
 
     @staticmethod
     def _heads(x: Tensor) -> Tensor:
@@ -178,7 +176,7 @@ def main() -> None:
     """Train both models, or go on with them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="directory of both models")
-    parser.add_argument("--steps", type=int, default=1200, help="of 2,048 tokens each")
+    parser.add_argument("--steps", type=int, default=700, help="of 2,048 tokens each")
     parser.add_argument("--forward-passes", type=int, default=7)
     parser.add_argument("--backward-passes", type=int, default=2)
     options = parser.parse_args()
@@ -194,8 +192,8 @@ def main() -> None:
     )
     print(f"{len(train)} tokens to train on, {len(held_out)} held out")
     for name in TYPES:
-        perplexity = train_model(name, options, train, held_out)
-        print(f"{name}: held-out perplexity {perplexity:.1f}")
+        for passes, perplexity in train_model(name, options, train, held_out).items():
+            print(f"{name}: held-out perplexity {perplexity:.2f} with {passes} passes", flush=True)
 
 
 def train_tokenizer(out: Path, texts: list[str]) -> Tokenizer:
@@ -238,8 +236,14 @@ def config_of(name: str, options: argparse.Namespace) -> LCKVLlamaConfig:
     )
 
 
-def train_model(name: str, options: argparse.Namespace, train: Tensor, held_out: Tensor) -> float:
-    """Train one model, or go on with it; save it; return its perplexity on the held-out text."""
+def train_model(
+    name: str, options: argparse.Namespace, train: Tensor, held_out: Tensor
+) -> dict[int, float]:
+    """Train one model, or go on with it; save it; return its perplexity on the held-out text.
+
+    Returns:
+        The perplexity by how often prompts pass the cycle, as trained and less often.
+    """
     folder = options.out / name
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
@@ -262,20 +266,22 @@ def train_model(name: str, options: argparse.Namespace, train: Tensor, held_out:
         torch.save(parts, state.with_suffix(".new"))
         state.with_suffix(".new").replace(state)
 
-    saved_at = time.monotonic()
+    started = saved_at = time.monotonic()
     for step in range(done, options.steps):
         warmup = min(1.0, (step + 1) / 50)
         for group in optimizer.param_groups:
             group["lr"] = (
                 LEARNING_RATE * warmup * (1 + math.cos(math.pi * step / options.steps)) / 2
             )
-        loss = loss_of(model, batch(train, step))
+        loss = loss_of(model, batch(train, step, window_at(step / options.steps)))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 20 == 0:
-            print(f"{name}: step {step}, loss {loss.item():.3f}", flush=True)
+            pace = (time.monotonic() - started) / (step - done + 1)
+            left = pace * (options.steps - step - 1) / 60
+            print(f"{name}: step {step}, loss {loss.item():.3f}, {left:.0f} min left", flush=True)
         if time.monotonic() - saved_at > SAVED_EVERY:
             save(step + 1)
             saved_at = time.monotonic()
@@ -286,16 +292,27 @@ def train_model(name: str, options: argparse.Namespace, train: Tensor, held_out:
     PreTrainedTokenizerFast(
         tokenizer_file=str(options.out / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
-    perplexity = measure(model, held_out)
-    (folder / "perplexity.json").write_text(json.dumps({"held_out": perplexity}))
+    counts = {1}
+    if model.types.cycle:
+        counts = {n for n in FEWER_PASSES if n < model.config.passes} | {model.config.passes}
+    perplexity = {}
+    for passes in sorted(counts):
+        model.config.forward_passes, model.config.backward_passes = passes - 1, 1
+        perplexity[passes] = measure(model, held_out)
+    (folder / "perplexity.json").write_text(json.dumps(perplexity))
     return perplexity
 
 
-def batch(tokens: Tensor, step: int) -> Tensor:
+def window_at(part: float) -> int:
+    """Tokens of a window after that part of the steps: most are cheap, the last ones long."""
+    return WINDOWS[max(start for start in WINDOWS if start <= part)]
+
+
+def batch(tokens: Tensor, step: int, window: int) -> Tensor:
     """[B, T + 1] random windows, the same for both models."""
     random = torch.Generator().manual_seed(step)
-    starts = torch.randint(len(tokens) - CONTEXT - 1, (BATCH,), generator=random)
-    return torch.stack([tokens[s : s + CONTEXT + 1] for s in starts.tolist()])
+    starts = torch.randint(len(tokens) - window - 1, (STEP_TOKENS // window,), generator=random)
+    return torch.stack([tokens[s : s + window + 1] for s in starts.tolist()])
 
 
 def loss_of(model: Model, windows: Tensor) -> Tensor:
@@ -306,11 +323,11 @@ def loss_of(model: Model, windows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(model: Model, held_out: Tensor) -> float:
-    """Perplexity in windows of the training length."""
+    """Perplexity in windows of the longest training length, one after another."""
 
     def windows() -> Iterator[Tensor]:
-        for start in range(0, len(held_out) - CONTEXT - 1, CONTEXT * BATCH):
-            rows = range(start, min(start + CONTEXT * BATCH, len(held_out) - CONTEXT - 1), CONTEXT)
+        for start in range(0, len(held_out) - CONTEXT - 1, STEP_TOKENS):
+            rows = range(start, min(start + STEP_TOKENS, len(held_out) - CONTEXT - 1), CONTEXT)
             yield torch.stack([held_out[s : s + CONTEXT + 1] for s in rows])
 
     losses = [(loss_of(model, rows).item(), len(rows)) for rows in windows()]

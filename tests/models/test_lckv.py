@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastgen_vllm.config import load_config
+from fastgen_vllm.config import FastGenConfig, load_config
+from fastgen_vllm.integration.cuda import PerHeadFlashBackend
 from fastgen_vllm.integration.plugin import register
+from fastgen_vllm.models.lckv import model as lckv_model
 from fastgen_vllm.models.lckv.config import LCKVLlamaConfig
 from fastgen_vllm.models.lckv.layer_types import LayerTypes
+from tests.integration import flash
 from tests.integration.engine import BLOCK_SIZE as S
 from tests.integration.engine import Finished, engine_config, generate
 from tests.integration.tiny import random_prompts
@@ -20,12 +23,14 @@ from tests.models.lckv import Definition, save_lckv
 LAYOUTS = {
     "w2": "0_5_5_5_5_5_6",
     "w4": "0_1_5_5_5_5_6_7",
+    "w10": "_".join(map(str, [0, 1, 2, 3, 4, *[16] * 12, 17, 18, 19, 20, 21])),
     "sandwich": "0_3_3_3_4_5",
     "two targets": "0_2_2_4_4_5",
 }
+PUBLISHED_W2 = "_".join(map(str, [0, *[20] * 20, 21]))
 LENGTHS = [1, 2, 9, 10, S - 1, S, S + 1]
 OPTIONS: dict[str, Any] = dict(
-    skip_tokenizer_init=True, max_model_len=1024, kv_cache_memory_bytes=2**22
+    skip_tokenizer_init=True, max_model_len=1024, kv_cache_memory_bytes=2**23
 )
 PARAMS: dict[str, Any] = dict(max_tokens=12, detokenize=False, logprobs=3)
 NEAR = 2e-3  # nats; engine float32, definition float64
@@ -75,6 +80,36 @@ def test_equals_the_definition_token_by_token(
         config = engine_config(model, None, **OPTIONS)
         results, _ = generate(config, prompts, one_by_one=one_by_one, **PARAMS)
         check_sequential(model, prompts, results)
+
+
+@pytest.mark.parametrize(("layout", "budget"), [("w2", 64), ("w2", 256), ("w10", 64)])
+def test_long_prompts_in_chunks_are_exact(layout: str, budget: int, tmp_path: Path) -> None:
+    """With a pass for every token of a chunk; beside others, preempted, and from cached blocks."""
+    model = save_lckv(tmp_path, LAYOUTS[layout], forward_passes=budget)
+    *short, long, other = random_prompts([*LENGTHS, 700, 60])
+    prompts = [*short, long, long[:650] + other]
+    # 33 blocks to use: 30 for all prompts but the last, which can only share; answers need more.
+    small = dict(max_model_len=768, num_gpu_blocks_override=34, max_num_batched_tokens=budget)
+    config = engine_config(model, None, **(OPTIONS | small))
+    results, engine = generate(config, prompts, **(PARAMS | dict(max_tokens=S + 8)))
+    check_sequential(model, prompts, results)
+    assert engine.preemptions > 0, "the pool was not small enough to preempt"
+
+
+@pytest.mark.parametrize("fastgen", [None, "full"])
+def test_flash_attention_masks_strictly(
+    fastgen: str | None, force_nodiag: bool, tmp_path: Path
+) -> None:
+    """The CUDA backend's metadata, with its kernels replaced."""
+    model = save_lckv(tmp_path, LAYOUTS["w2"], force_nodiag=force_nodiag, forward_passes=2 * S)
+    prompts = random_prompts([*LENGTHS, 2 * S])
+    with flash.no_gpu() as patch:
+        patch.setattr(lckv_model, "attention_backend", lambda: PerHeadFlashBackend)
+        config = engine_config(model, fastgen and load_config(fastgen), **OPTIONS)
+        if fastgen is not None:
+            config.parallel_config.worker_cls = f"{flash.__name__}.FlashWorker"
+        results, _ = generate(config, prompts, **PARAMS)
+    check_sequential(model, prompts, results)
 
 
 @pytest.mark.parametrize("passes", [1, 9])
@@ -132,15 +167,40 @@ def test_full_heads_answer_as_without_fastgen(
 
 def test_the_published_configuration_serves(tmp_path: Path) -> None:
     """22 layers of which three own K and V, every mask strict: `tinyllama-lckv-w2`'s string."""
-    published = "0_" + "_".join(["20"] * 20) + "_21"
-    model = save_lckv(tmp_path, published, force_nodiag=True)
-    assert json.loads((model / "config.json").read_text())["layer_types"] == published
+    model = save_lckv(tmp_path, PUBLISHED_W2, force_nodiag=True)
+    assert json.loads((model / "config.json").read_text())["layer_types"] == PUBLISHED_W2
     prompts = random_prompts([5, 40])
     results, engine = generate(
         engine_config(model, load_config("balanced"), **OPTIONS), prompts, **PARAMS
     )
     check_sequential(model, prompts[:1], results[:1])
     assert engine.runtime.geometry.num_layers == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("layer_types", "owners"), [(PUBLISHED_W2, 3), (LAYOUTS["w10"], 11)])
+def test_the_published_shape_serves(layer_types: str, owners: int, tmp_path: Path) -> None:
+    """1.1 billion random weights, in TinyLlama's shape."""
+    LCKVLlamaConfig(
+        layer_types=layer_types,
+        force_nodiag=True,
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        architectures=["LCKVLlamaForCausalLM"],
+    ).save_pretrained(tmp_path)
+    shape = dict(dtype="bfloat16", load_format="dummy", kv_cache_memory_bytes=2**26)
+    config = engine_config(
+        tmp_path, FastGenConfig(policy="coverage", keep=0.25), **(OPTIONS | shape)
+    )
+    results, engine = generate(config, random_prompts([5, 100]), max_tokens=8, detokenize=False)
+    assert [len(finished.tokens) for finished in results] == [8, 8]
+    assert engine.runtime.geometry.num_layers == owners
+    assert engine.stats.compactions >= 1
 
 
 @pytest.mark.parametrize(
@@ -166,8 +226,7 @@ def test_sliding_windows_and_single_pass_sharing(tmp_path: Path) -> None:
 
 
 def test_layer_types_are_read() -> None:
-    published = "0_" + "_".join(["20"] * 20) + "_21"
-    types = LayerTypes.parse(published, 22)
+    types = LayerTypes.parse(PUBLISHED_W2, 22)
     assert types.owners == [0, 20, 21]
     assert types.cycle == range(1, 21)
     assert not LayerTypes.parse("0_0_2_2", 4).cycle
