@@ -9,7 +9,7 @@ import fastgen_vllm
 
 assert "torch" not in sys.modules, "fastgen_vllm imports torch"
 import torch  # the kernels in fastgen_vllm._C link to its libraries
-may_import_vllm = ("integration", "server", "models", "evaluation", "__main__")
+may_import_vllm = ("api", "integration", "server", "models", "evaluation", "__main__")
 for module in pkgutil.walk_packages(fastgen_vllm.__path__, "fastgen_vllm."):
     if module.name.split(".")[1] in may_import_vllm:
         continue

@@ -10,6 +10,7 @@ from vllm.utils.torch_utils import PIN_MEMORY
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
+from fastgen_vllm.integration.inspection import ExpectedPlans, HeadTotals
 from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
 from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.integration.tracked import Held, TrackedRequest
@@ -68,6 +69,9 @@ class FastGenRuntime:
         self._free_lanes = list(range(max_requests))[::-1]
         self._requests: dict[str, TrackedRequest] = {}
         self._report = WorkerReport()
+        #: for people to look at
+        self.head_totals = HeadTotals(geometry, self._device)
+        self.expected_plans = ExpectedPlans()
 
     @property
     def metadata_bytes(self) -> int:
@@ -137,6 +141,11 @@ class FastGenRuntime:
         """The plan of a request that will be compacted next; None before and after."""
         request = self._requests.get(request_id)
         return None if request is None else request.plan
+
+    def planned(self, request_id: str) -> PlanReport | None:
+        """What was planned for a request's prompt, until the request ends or is not compacted."""
+        request = self._requests.get(request_id)
+        return None if request is None else request.planned
 
     @property
     def geometry(self) -> CacheGeometry:
@@ -371,9 +380,12 @@ class FastGenRuntime:
                 plan = plan_compaction(profile, self._config, request.options, self._geometry)
             request.plan = plan
             request.attention = request.energy = request.prompt_row = None
-            self._report.plans.append(
-                PlanReport(request_id, plan.stream.size, plan.kept_share, plan.choice.counts())
+            request.planned = PlanReport(
+                request_id, plan.stream.size, plan.kept_share, plan.choice.counts()
             )
+            self._report.plans.append(request.planned)
+            self.head_totals.add(plan)
+            self.expected_plans.note(request_id, plan)
         report = self._report
         report.profiling_seconds += time.perf_counter() - start
         if not (report.plans or report.unobserved or report.compaction_seconds):

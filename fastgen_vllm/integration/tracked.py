@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastgen_vllm.integration.messages import PlanReport
 from fastgen_vllm.lifecycle import CompactionPlan
 from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.request import RequestOptions
@@ -29,6 +30,7 @@ class TrackedRequest:
     energy: Tensor | None = None  # [L, H, N] while profiling
     prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
     plan: CompactionPlan | None = None
+    planned: PlanReport | None = None  # of that plan, also once it was carried out
     lane: int | None = None  # row of `heads` once compacted
     size: StreamSize | None = None  # of the page stream once compacted
     later_class: list[Tensor] = field(default_factory=list)  # int32, of tokens N.. on stock pages
@@ -41,6 +43,6 @@ class TrackedRequest:
     def restart(self) -> None:
         """Forget everything but the prompt: the request was preempted."""
         self.next_observed = self.observed_from
-        self.attention = self.energy = self.prompt_row = self.plan = None
+        self.attention = self.energy = self.prompt_row = self.plan = self.planned = None
         self.lane = self.size = None
         self.later_class.clear()

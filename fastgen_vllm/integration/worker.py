@@ -18,6 +18,7 @@ from fastgen_vllm.config import DecodeKernel
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.integration.attention import PerHeadAttention, PerHeadBuilding, StepSource
 from fastgen_vllm.integration.cache import PerHeadSpec, is_compressible
+from fastgen_vllm.integration.inspection import external_id
 from fastgen_vllm.integration.messages import CompactionOrder, StepOrders
 from fastgen_vllm.integration.names import check_vllm_names
 from fastgen_vllm.integration.options import (
@@ -28,6 +29,7 @@ from fastgen_vllm.integration.options import (
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.lifecycle import PROFILE_BYTES, is_profiled
+from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
 
@@ -261,6 +263,44 @@ class PerHeadWorking(WorkerBase):
         row = runner.input_batch.req_id_to_index.get(order.request_id)
         if row is not None:
             runner.input_batch.block_table.add_row((order.new_row,), row)
+
+    # -- what people may look at, by collective_rpc ------------------------------------
+
+    def fastgen_heads(self) -> dict[str, Any] | None:
+        """Heads over all prompts planned so far; None if nothing can be compressed."""
+        return None if self._runtime is None else self._runtime.head_totals.to_dict()
+
+    def fastgen_requests(self) -> list[dict[str, Any]]:
+        """Requests that are running now."""
+        runner = self.model_runner
+        return [
+            self._describe(request_id, runner.requests[request_id])
+            for request_id in runner.input_batch.req_ids
+        ]
+
+    def _describe(self, request_id: str, state: Any) -> dict[str, Any]:
+        runtime = self._runtime
+        planned = None if runtime is None else runtime.planned(request_id)
+        stored = int(state.num_computed_tokens)
+        return {
+            "id": external_id(request_id),
+            "prompt_tokens": int(state.num_prompt_tokens),
+            "stored_tokens": stored,
+            "blocks": len(state.block_ids[0]),
+            "blocks_uncompressed": cdiv(stored, self.cache_config.block_size),
+            "compacted": runtime is not None and runtime.is_compacted(request_id),
+            "kept_share": None if planned is None else planned.kept_share,
+            "policies": {} if planned is None else dict(planned.heads_by_policy),
+        }
+
+    def fastgen_expect(self, request_id: str) -> None:
+        """Describe the plan of a request to come; `fastgen_take` must follow."""
+        if self._runtime is not None:
+            self._runtime.expected_plans.expect(request_id)
+
+    def fastgen_take(self, request_id: str) -> dict[str, Any] | None:
+        """The plan that was expected, if it was made."""
+        return None if self._runtime is None else self._runtime.expected_plans.take(request_id)
 
 
 def stack_layers(layer_caches: list[torch.Tensor]) -> torch.Tensor:

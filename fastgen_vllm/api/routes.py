@@ -1,0 +1,90 @@
+"""The routes below ``/fastgen``."""
+
+from importlib.resources import files
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
+
+from fastgen_vllm.api.engine import Engine
+from fastgen_vllm.api.schema import Heads, Profile, ProfileRequest, Running, Status
+
+STATE_KEY = "fastgen"
+
+#: The page brings everything with it and asks only the server that it came from.
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+class ErrorInfo(BaseModel):
+    """An error as OpenAI's API has it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class Error(BaseModel):
+    """Body of an error."""
+
+    error: ErrorInfo
+
+
+def engine_of(request: Request) -> Engine:
+    """The engine, for requests that carry the server's API key.
+
+    Raises:
+        HTTPException: 401 without the key.
+    """
+    engine: Engine = getattr(request.app.state, STATE_KEY)
+    if not engine.admits(request.headers):
+        raise HTTPException(
+            401, "this server wants its API key: send the header Authorization: Bearer KEY"
+        )
+    return engine
+
+
+AnEngine = Annotated[Engine, Depends(engine_of)]
+_UNAUTHORIZED: dict[int | str, dict[str, Any]] = {
+    401: {"model": Error, "description": "the API key is missing or wrong"}
+}
+_BAD_REQUEST: dict[int | str, dict[str, Any]] = {
+    400: {"model": Error, "description": "the prompt or an argument is not allowed"}
+}
+
+router = APIRouter(prefix="/fastgen", tags=["FastGen"])
+
+
+@router.get("/status", responses=_UNAUTHORIZED)
+async def status(engine: AnEngine) -> Status:
+    """What is active, versions, pool and totals."""
+    return engine.status()
+
+
+@router.get("/requests", responses=_UNAUTHORIZED)
+async def requests(engine: AnEngine) -> Running:
+    """Running requests: prompt length, kept share, policies. Empty if FastGen is off."""
+    return await engine.running()
+
+
+@router.get("/heads", responses=_UNAUTHORIZED)
+async def heads(engine: AnEngine) -> Heads:
+    """Per layer and head: policies, mean kept share, recovery. Empty if FastGen is off."""
+    return await engine.heads()
+
+
+@router.post("/profile", responses=_UNAUTHORIZED | _BAD_REQUEST)
+async def profile(body: ProfileRequest, engine: AnEngine) -> Profile:
+    """How a prompt would be compressed, without answering it."""
+    return await engine.profile(body)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    """A page that shows all of this. It holds no data: they come from the routes above."""
+    text = files("fastgen_vllm.api").joinpath("page.html").read_text("utf-8")
+    return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})

@@ -1,0 +1,77 @@
+"""A server whose engine answers from memory: vLLM's handlers, our routes."""
+
+import asyncio
+from argparse import Namespace
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+
+from fastgen_vllm.api import plugin
+from fastgen_vllm.config import CONFIG_KEY, load_config
+from tests.evaluation.tiny import CHAT_TEMPLATE, tiny_tokenizer
+
+HEADS = {"prompts": 2, "kept_share": [[0.5]], "recovery": [[0.9]], "policies": {"full": [[2]]}}
+REQUEST = {
+    "id": "cmpl-1",
+    "prompt_tokens": 700,
+    "stored_tokens": 710,
+    "blocks": 9,
+    "blocks_uncompressed": 23,
+    "compacted": True,
+    "kept_share": 0.3,
+    "policies": {"coverage": 6},
+}
+
+
+class Client:
+    """Stands in for vLLM's ``EngineClient``; every head keeps the first two tokens."""
+
+    def __init__(self, fastgen: str | None) -> None:
+        additional: dict[str, Any] = {}
+        if fastgen is not None:
+            additional[CONFIG_KEY] = load_config(fastgen).model_dump(mode="json")
+        self.vllm_config = SimpleNamespace(
+            additional_config=additional,
+            cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=32),
+            model_config=SimpleNamespace(model="path/of/model"),
+        )
+        tokenizer = tiny_tokenizer(CHAT_TEMPLATE)
+        self.renderer = SimpleNamespace(get_tokenizer=lambda: tokenizer)
+        self.expected: list[str] = []
+        self.generated: list[tuple[list[int], Any]] = []
+        self.fails = False
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        if method == "fastgen_heads":
+            return [HEADS]
+        if method == "fastgen_requests":
+            return [[REQUEST]]
+        if method == "fastgen_expect":
+            self.expected.append(args[0])
+            return [None]
+        assert method == "fastgen_take"
+        self.expected.remove(args[0])
+        heads = [["full", "full"]] * 3
+        return [{"policy": heads, "recovery": [[1.0, 0.5]] * 3, "kept": [[[0, 1], [0]]] * 3}]
+
+    async def generate(self, prompt: Any, params: Any, request_id: str) -> AsyncIterator[None]:
+        assert self.expected == [request_id]
+        if self.fails:
+            raise ValueError("This model takes at most 16 tokens.")
+        self.generated.append((prompt["prompt_token_ids"], params))
+        yield None
+
+
+def make_app(client: Client, **args: Any) -> FastAPI:
+    """The application, with vLLM's server arguments of interest."""
+    app = FastAPI()
+    endpoints = plugin.FastGenEndpoints()
+    endpoints.attach_router(app)
+    init_exception_handler(app)
+    app.state.args = SimpleNamespace(log_error_stack=False)
+    given = Namespace(**({"api_key": None, "served_model_name": None} | args))
+    asyncio.run(endpoints.init_state(client, app.state, given))
+    return app
