@@ -17,6 +17,7 @@ Serve a model with vLLM's own OpenAI-compatible server and FastGen's KV-cache co
 
 It listens on 127.0.0.1 unless --host is given. Without MODEL it serves {MODEL_NAME},
 out of a pool of 1 GiB unless --kv-cache-memory-bytes or --gpu-memory-utilization is given.
+Told to stop, it lets running requests finish, for 30 seconds unless --shutdown-timeout is given.
 """
 
 
@@ -31,6 +32,7 @@ def main_parser(version: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("serve", help="serve a model over HTTP", usage=USAGE, add_help=False)
     commands.add_parser("eval", help="measure what compression costs", add_help=False)
+    commands.add_parser("check", help="tell whether this machine has what FastGen needs")
     return parser
 
 

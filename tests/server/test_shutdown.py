@@ -1,0 +1,49 @@
+"""A server that is told to stop while it answers."""
+
+import signal
+import threading
+from pathlib import Path
+
+import openai
+
+from tests.server.running import FLAGS, Server
+from tests.server.test_http import MODEL
+
+STREAMS, TOKENS = 8, 150
+
+
+def test_running_streams_finish(tmp_path: Path, default_model: Path) -> None:
+    server = Server(tmp_path / "log", *FLAGS)
+    try:
+        server.wait()
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        begun = threading.Barrier(STREAMS + 1)
+        finished: list[int] = []
+
+        def stream(number: int) -> None:
+            chunks = client.completions.create(
+                model=MODEL,
+                prompt=f"{number}. The quick brown fox",
+                max_tokens=TOKENS,
+                stream=True,
+                stream_options={"include_usage": True},
+                extra_body={"ignore_eos": True},
+            )
+            pieces = iter(chunks)
+            next(pieces)
+            begun.wait(120)
+            for chunk in pieces:
+                usage = chunk.usage
+            finished.append(0 if usage is None else usage.completion_tokens)
+
+        threads = [threading.Thread(target=stream, args=(n,)) for n in range(STREAMS)]
+        for thread in threads:
+            thread.start()
+        begun.wait(120)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(120)
+        assert finished == [TOKENS] * STREAMS, server.log.read_text()
+        assert server.process.wait(60) == 0, server.log.read_text()
+    finally:
+        server.stop()
