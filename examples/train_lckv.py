@@ -1,6 +1,6 @@
 """Train a small LCKV language model and its plain twin on a CPU, in the published format.
 
-    python examples/train_lckv.py out                  # both, half an hour on two cores
+    python examples/train_lckv.py out                  # both, 35 minutes on two cores
     python examples/train_lckv.py out --steps 200      # a taste
 
 Same text, tokenizer, number of weights, batches and steps for both; interrupted, it goes on where
