@@ -14,7 +14,8 @@ from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
 from fastgen_vllm.server.arguments import merge_options, resolve_config
 from fastgen_vllm.server.parsers import USAGE, add_serve_arguments, main_parser, serve_help_parser
 
-#: Seconds that running requests have to finish when the server is told to stop; vLLM gives none.
+#: Seconds that running requests have to finish when a server with FastGen is told to stop; vLLM
+#: gives none.
 SHUTDOWN_SECONDS = 30
 #: Pool of the default model if the user sets none: vLLM would take 92 % of the machine's memory.
 DEFAULT_MODEL_POOL_BYTES = 2**30
@@ -65,6 +66,8 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     except TypeError as error:  # vLLM's choice for options that need another one
         raise ValueError(str(error)) from error
     config = resolve_config(args.fastgen, args.additional_config)
+    if args.shutdown_timeout is None:
+        args.shutdown_timeout = 0 if config is None else SHUTDOWN_SECONDS
     if config is not None:
         _fill_in_fastgen(args, config)
     _fill_in_model(args)
@@ -86,7 +89,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         host="127.0.0.1",
         model=None,
         gpu_memory_utilization=None,
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        shutdown_timeout=None,
     )
     args: argparse.Namespace = parser.parse_args(list(arguments))
     args.model = args.model_tag or args.model

@@ -17,7 +17,8 @@ Serve a model with vLLM's own OpenAI-compatible server and FastGen's KV-cache co
 
 It listens on 127.0.0.1 unless --host is given. Without MODEL it serves {MODEL_NAME},
 out of a pool of 1 GiB unless --kv-cache-memory-bytes or --gpu-memory-utilization is given.
-Told to stop, it lets running requests finish, for 30 seconds unless --shutdown-timeout is given.
+Told to stop, it lets running requests finish, for 30 seconds unless --shutdown-timeout or
+--fastgen off is given.
 """
 
 

@@ -84,7 +84,7 @@ def test_two_models_are_compared(tmp_path: Path) -> None:
     assert found["facts"]["model"] == {e: e.removeprefix("stock@") for e in (plain, lckv)}
     assert found["median"][plain]["peak_running"] == 4
     assert found["median"][lckv]["peak_running"] == 8
-    assert list(found["ratio"]) == [lckv]
+    assert list(found["median"]) == list(found["ratio"]) == [plain, lckv]
 
 
 def test_steps_are_measured_at_every_size(tiny_model: Path, quarter: str, tmp_path: Path) -> None:

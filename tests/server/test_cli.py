@@ -142,6 +142,15 @@ def test_off_is_plain_vllm(off: list[str], default_model: Path) -> None:
     assert engine_args(cli.prepare([*arguments, *off])) == engine_args(stock(arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "seconds"), [([], 30), (["--shutdown-timeout", "0"], 0), (["--no-fastgen"], 0)]
+)
+def test_running_requests_may_finish(
+    arguments: list[str], seconds: int, default_model: Path
+) -> None:
+    assert cli.prepare([str(default_model), *arguments]).shutdown_timeout == seconds
+
+
 def test_off_in_vllms_config_file(default_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text(f"model: {default_model}\nfastgen: off\nport: 9000\n")
