@@ -8,6 +8,8 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+# An image installs the package itself, and less beside it: EDITABLE= LOCKS=requirements/cpu.txt
+EDITABLE := --editable
 LOCKS := $(addprefix requirements/,cpu.txt dev.txt peers.txt data.txt cuda.txt xformers.txt)
 CSRC := $(shell find csrc -type f -name '*.cpp' -o -type f -name '*.h')
 FORMATTED := $(CSRC) $(shell find csrc tests -type f -name '*.cu') \
@@ -37,7 +39,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint cuda-check format lock clean
+.PHONY: help setup serve test lint cuda-check image-check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -58,6 +60,9 @@ lint: setup ## Check style and types, as CI does
 
 cuda-check: setup ## Compile the CUDA kernels for all GPUs, and check registers, spills and instructions
 	$(BIN)/python -m tests.cuda.gate $(ARGS)
+
+image-check: setup ## Build the CPU image and try it: needs root, and Debian's buildah and debootstrap
+	PATH="$(abspath $(BIN)):$$PATH" docker/check.sh
 
 format: setup ## Format Python and C++
 	$(BIN)/ruff check --fix-only .
@@ -93,6 +98,6 @@ $(HAVE_PACKAGES): $(HAVE_UV) $(LOCKS)
 	@touch $@
 
 $(HAVE_PROJECT): $(HAVE_PACKAGES) pyproject.toml setup.py $(CSRC)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(UV) pip install --quiet --python $(BIN)/python \
-		--no-build-isolation --no-deps --editable .
+	PATH="$(abspath $(BIN)):$$PATH" $(UV) pip install --quiet --python $(BIN)/python \
+		--no-build-isolation --no-deps $(EDITABLE) .
 	@touch $@
