@@ -180,4 +180,4 @@ def check_pool(
 def model_len(models: Models, length: int) -> int:
     """``max_model_len`` of all sides for requests of ``length``: a block more where it can be."""
     limits = [model.max_len for model in models.values() if model.max_len is not None]
-    return min(length + BLOCK_SIZE, *limits)
+    return min([length + BLOCK_SIZE, *limits])

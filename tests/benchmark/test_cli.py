@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastgen_vllm.benchmark import cli, comparison, serve
+from fastgen_vllm.benchmark.model import Model
+from fastgen_vllm.benchmark.options import BLOCK_SIZE, model_len
 from tests.models.lckv import save_lckv
 
 ALL = ("offline", "serve", "steps")
@@ -88,6 +90,13 @@ def test_loads_that_do_not_fit(
 ) -> None:
     given = [command, "--model", str(described_model), *arguments]
     assert refused(given, capsys).startswith(problem)
+
+
+def test_engines_have_a_block_more_where_the_model_allows_it() -> None:
+    named = {n: Model("m", "m", longest, None) for n, longest in (("a", 300), ("b", 310))}
+    assert model_len(named, 256) == 256 + BLOCK_SIZE
+    assert model_len(named, 290) == 300
+    assert model_len({"c": Model("m", "m", None, None)}, 256) == 256 + BLOCK_SIZE
 
 
 def test_a_layer_condensed_model_needs_less(
