@@ -82,6 +82,15 @@ def test_equals_the_definition_token_by_token(
         check_sequential(model, prompts, results)
 
 
+@pytest.mark.parametrize("budget", [64, 256])
+def test_a_long_prompt_alone_is_exact(budget: int, tmp_path: Path) -> None:
+    model = save_lckv(tmp_path, LAYOUTS["w2"], forward_passes=budget)
+    prompts = random_prompts([700])
+    config = engine_config(model, None, **OPTIONS, max_num_batched_tokens=budget, max_num_seqs=4)
+    results, _ = generate(config, prompts, **PARAMS)
+    check_sequential(model, prompts, results)
+
+
 @pytest.mark.parametrize(("layout", "budget"), [("w2", 64), ("w2", 256), ("w10", 64)])
 def test_long_prompts_in_chunks_are_exact(layout: str, budget: int, tmp_path: Path) -> None:
     """With a pass for every token of a chunk; beside others, preempted, and from cached blocks."""
@@ -216,13 +225,13 @@ def test_wrong_configurations_are_refused(options: dict[str, Any], problem: str)
         LCKVLlamaConfig(num_hidden_layers=2, **options)
 
 
-def test_sliding_windows_and_single_pass_sharing(tmp_path: Path) -> None:
-    """YOCO's windows below and CLA's sharing, without a layer that looks up."""
+@pytest.mark.parametrize("layout", ["0s_1s_2_2_2", "0_0_2_2", "0_4s_4s_4_4_5", "0s_3s_3_3_4s"])
+def test_sliding_windows_and_single_pass_sharing(layout: str, tmp_path: Path) -> None:
+    """YOCO's windows below, CLA's sharing, and windows of layers that look up."""
     prompts = random_prompts([40, 70])
-    for layout in ("0s_1s_2_2_2", "0_0_2_2"):
-        model = save_lckv(tmp_path / layout, layout, sliding_window=16)
-        results, _ = generate(engine_config(model, None, **OPTIONS), prompts, **PARAMS)
-        check_sequential(model, prompts, results)
+    model = save_lckv(tmp_path, layout, sliding_window=16, forward_passes=70)
+    results, _ = generate(engine_config(model, None, **OPTIONS), prompts, **PARAMS)
+    check_sequential(model, prompts, results)
 
 
 def test_layer_types_are_read() -> None:
