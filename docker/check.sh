@@ -3,6 +3,7 @@
 # from debootstrap under the name that FROM uses. BASE=docker.io/library/debian:12.11-slim, if set,
 # is pulled instead. Needs root, buildah and debootstrap (Debian packages of these names).
 set -euo pipefail
+set -m # the server gets a process group of its own
 cd "$(dirname "$0")/.."
 
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-vfs}
@@ -13,7 +14,7 @@ container=
 server=
 
 clean_up() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    [ -z "$server" ] || kill -KILL -- "-$server" 2>/dev/null || true
     [ -z "$container" ] || buildah rm "$container" >/dev/null || true
     rm -rf "$work"
 }
@@ -69,8 +70,12 @@ start() {
     exit 1
 }
 
-stop() { # signal
-    pkill "-$1" --full --oldest "/opt/fastgen/bin/fastgen-vllm serve"
+stop() { # TERM: as an engine does, to the container's first process; KILL: everything in it
+    if [ "$1" = TERM ]; then
+        pkill -TERM --pgroup "$server" --full "^/opt/fastgen/bin/python[0-9.]* /opt/fastgen/bin/fastgen-vllm serve"
+    else
+        kill -KILL -- "-$server"
+    fi
     code=0
     wait "$server" || code=$?
     server=
@@ -96,7 +101,6 @@ stop TERM
 say "killed and started again"
 start
 stop KILL
-pkill --full "multiprocessing.*spawn_main" || true
 start
 ask
 stop TERM
