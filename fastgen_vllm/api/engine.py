@@ -149,9 +149,10 @@ def _tokens_of(request: ProfileRequest, tokenizer: Any) -> list[int]:
     if request.messages is None:
         ids: list[int] = tokenizer(request.prompt).input_ids
     else:
+        chat = [message.model_dump() for message in request.messages]
         try:
             ids = tokenizer.apply_chat_template(
-                request.messages, add_generation_prompt=True, tokenize=True, return_dict=False
+                chat, add_generation_prompt=True, tokenize=True, return_dict=False
             )
         except Exception as error:  # whatever a template does with messages that it does not know
             raise ValueError(f"messages: the model's chat template refuses them: {error}") from None

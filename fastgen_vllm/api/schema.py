@@ -1,12 +1,45 @@
 """What the endpoints below ``/fastgen`` take and return."""
 
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
 
-from fastgen_vllm.request import PREFIX
+from fastgen_vllm.config import GENERATED_WORDS, PolicyName
+from fastgen_vllm.request import ENABLED, GENERATED, KEEP, POLICY, PREFIX, RECOVERY
 
 Share = float  # from 0 to 1
+
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+#: What `RequestOptions` takes, for readers of the schema; it says itself what is wrong.
+_ARGUMENTS: dict[str, Any] = {
+    "properties": {
+        ENABLED: {"enum": ["on", "off"]},
+        RECOVERY: _SHARE,
+        KEEP: _SHARE,
+        GENERATED: {
+            "anyOf": [
+                {"enum": list(GENERATED_WORDS)},
+                {"type": "number", "minimum": 0, "maximum": 1},
+            ]
+        },
+        POLICY: {"enum": list(get_args(PolicyName))},
+    },
+    "additionalProperties": False,
+    "not": {"anyOf": [{"required": [KEEP, other]} for other in (RECOVERY, POLICY)]},
+}
+#: One of the two; the other may be null.
+_TEXT_OR_CHAT: list[Any] = [
+    {"required": [one], "properties": {one: {"type": kind}, other: {"type": "null"}}}
+    for one, kind, other in (("prompt", "string", "messages"), ("messages", "array", "prompt"))
+]
 
 
 class Pool(BaseModel):
@@ -81,17 +114,28 @@ class Heads(BaseModel):
     )
 
 
+class Message(BaseModel):
+    """A message of a chat."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: str
+
+
 class ProfileRequest(BaseModel):
     """A prompt to profile, as text or as a chat, and `fastgen_*` arguments of a request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": _TEXT_OR_CHAT})
 
-    prompt: str | None = Field(None, description="text, taken as it is")
-    messages: list[dict[str, Any]] | None = Field(
-        None, description="a chat, put through the model's chat template"
+    prompt: str | None = Field(None, min_length=1, description="text, taken as it is")
+    messages: list[Message] | None = Field(
+        None, min_length=1, description="a chat, put through the model's chat template"
     )
-    arguments: dict[str, str | int | float] = Field(
-        {}, description='as in "vllm_xargs", such as {"fastgen_recovery": 0.97}'
+    arguments: dict[str, StrictStr | StrictInt | StrictFloat] = Field(
+        {},
+        description='as in "vllm_xargs", such as {"fastgen_recovery": 0.97}',
+        json_schema_extra=_ARGUMENTS,
     )
 
     @model_validator(mode="after")

@@ -96,11 +96,17 @@ def test_a_prompt_is_profiled(body: dict[str, Any], registry: CollectorRegistry)
     ("body", "problem"),
     [
         ({}, "give prompt or messages, one of the two"),
-        ({"prompt": "a", "messages": []}, "give prompt or messages, one of the two"),
-        ({"prompt": ""}, "prompt: has no tokens"),
+        (
+            {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
+            "give prompt or messages, one of the two",
+        ),
+        ({"prompt": ""}, "at least 1 character"),
+        ({"messages": []}, "at least 1 item"),
+        ({"messages": [{"role": "user"}]}, "content"),
         ({"prompt": "a", "max_tokens": 5}, "max_tokens"),
         ({"prompt": "a", "arguments": {"temperature": 1}}, "'temperature' is not one of"),
         ({"prompt": "a", "arguments": {"fastgen_recover": 1}}, "fastgen_recover=1 is not allowed"),
+        ({"prompt": "a", "arguments": {"fastgen_generated": False}}, "fastgen_generated"),
         ({"prompt": "a", "arguments": {"fastgen_recovery": 2}}, "above 0 and at most 1"),
     ],
 )
