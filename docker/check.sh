@@ -25,11 +25,12 @@ say() { printf '\n== %s\n' "$*"; }
 say "lint"
 hadolint docker/Dockerfile.cpu
 
-if [ -z "${BASE:-}" ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
+if [ -n "${BASE:-}" ]; then
+    buildah pull --quiet "$BASE" >/dev/null
+elif ! buildah inspect --type image "$base" >/dev/null 2>&1; then
     say "base image"
     debootstrap --variant=minbase bookworm "$work/root" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" \
         >"$work/debootstrap.log"
-    cp /etc/resolv.conf "$work/root/etc/"
     made=$(buildah from scratch)
     buildah add --quiet "$made" "$work/root" / >/dev/null
     buildah config --cmd bash "$made"
