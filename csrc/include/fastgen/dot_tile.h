@@ -2,8 +2,8 @@
 //
 // One call reads D rows of kTile elements of K once per kRowBatch query rows: a load of K serves
 // all of them. While it computes it prefetches the tile at `ahead`, because hops from page to page
-// defeat the hardware's own prefetcher. Each score is one chain of multiply-adds in the order of D,
-// however many rows share the call, so a row's scores do not depend on its neighbours.
+// defeat the hardware's own prefetcher. Each score is the sum of chains of multiply-adds in the
+// order of D, however many rows share the call, so a row's scores do not depend on its neighbours.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -25,6 +25,9 @@ struct Factor<BFloat> {
 
 // Rows that share a load: two accumulators each, and room for what they are multiplied with.
 constexpr int kRowBatch = kMaxRegisters / 4;
+
+// Columns of a chain: rounding errors grow with its length, and a few chains cost nothing.
+constexpr int64_t kChain = 64;
 
 template <int kCount>
 struct Count {
@@ -50,21 +53,30 @@ template <int kRows, typename T>
 FASTGEN_INLINE void dot_rows(const float* rows, int64_t head_size, const T* k, int64_t k_stride,
                              const T* ahead, float scale, float* scores, int64_t score_stride) {
   for (int t = 0; t < kTile; t += 2 * kLanes) {
-    Floats sum[kRows][2] = {};
-    for (int64_t d = 0; d < head_size; ++d) {
-      prefetch_span<2 * kLanes>(ahead + d * k_stride + t);
-      const Floats k0 = load(k + d * k_stride + t);
-      const Floats k1 = load(k + d * k_stride + t + kLanes);
+    for (int64_t first = 0; first < head_size; first += kChain) {
+      const int64_t end = head_size - first < kChain ? head_size : first + kChain;
+      const float factor = end == head_size ? scale : 1.f;
+      Floats sum[kRows][2] = {};
+      for (int64_t d = first; d < end; ++d) {
+        prefetch_span<2 * kLanes>(ahead + d * k_stride + t);
+        const Floats k0 = load(k + d * k_stride + t);
+        const Floats k1 = load(k + d * k_stride + t + kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          sum[r][0] += rows[r * head_size + d] * k0;
+          sum[r][1] += rows[r * head_size + d] * k1;
+        }
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        sum[r][0] += rows[r * head_size + d] * k0;
-        sum[r][1] += rows[r * head_size + d] * k1;
+        float* to = scores + r * score_stride + t;
+        if (first > 0) {
+          sum[r][0] += load(to);
+          sum[r][1] += load(to + kLanes);
+        }
+        save(to, sum[r][0] * factor);
+        save(to + kLanes, sum[r][1] * factor);
       }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      save(scores + r * score_stride + t, sum[r][0] * scale);
-      save(scores + r * score_stride + t + kLanes, sum[r][1] * scale);
     }
   }
 }
