@@ -115,6 +115,9 @@ class FastGenConfig(_Options):
         description="what attends to compacted heads: fastgen; stock, vLLM's kernel over single "
         "heads; xformers, its paged attention (CUDA). The last two are slower cross-checks",
     )
+    log_requests: bool = Field(
+        False, description="log a line of JSON for every request that ends: kept share, blocks, ..."
+    )
     force: bool = Field(False, description="compact even when no block is saved (a control)")
     unsupported: Literal["refuse", "uncompressed"] = Field(
         "refuse", description="what to do with a model whose cache FastGen cannot compress"

@@ -13,6 +13,8 @@ RECOVERY: Final = "fastgen_recovery"
 KEEP: Final = "fastgen_keep"
 GENERATED: Final = "fastgen_generated"
 POLICY: Final = "fastgen_policy"
+REPORT: Final = "fastgen_report"
+SWITCH: Final = ("on", "off")
 
 
 class RequestOptionError(ValueError):
@@ -38,6 +40,7 @@ class RequestOptions:
     keep: float | None = None  # implies policy coverage
     policy: PolicyName | None = None
     generated: float | None = None  # slots per generated token, 0 to 1
+    report: bool = False  # the answer says what became of the request
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any] | None) -> "RequestOptions":
@@ -48,11 +51,12 @@ class RequestOptions:
         """
         own = {name: value for name, value in (arguments or {}).items() if _is_ours(name)}
         options = cls(
-            enabled=_parse_enabled(own.pop(ENABLED, "on")),
+            enabled=_parse_switch(ENABLED, own.pop(ENABLED, "on")),
             recovery=_parse_share(RECOVERY, own.pop(RECOVERY, None)),
             keep=_parse_share(KEEP, own.pop(KEEP, None)),
             policy=_parse_choice(POLICY, own.pop(POLICY, None), get_args(PolicyName)),
             generated=_parse_generated(own.pop(GENERATED, None)),
+            report=_parse_switch(REPORT, own.pop(REPORT, "off")),
         )
         if options.keep is not None:
             if options.recovery is not None:
@@ -64,7 +68,7 @@ class RequestOptions:
             given = (arguments or {})[GENERATED]
             raise RequestOptionError(GENERATED, given, f"{POLICY} must be coverage")
         for name, value in own.items():
-            known = ", ".join((ENABLED, RECOVERY, KEEP, POLICY, GENERATED))
+            known = ", ".join((ENABLED, RECOVERY, KEEP, POLICY, GENERATED, REPORT))
             raise RequestOptionError(name, value, f"known are {known}")
         return options
 
@@ -73,9 +77,9 @@ def _is_ours(name: str) -> bool:
     return name == PREFIX or name.startswith(f"{PREFIX}_")
 
 
-def _parse_enabled(value: object) -> bool:
-    if value not in ("on", "off"):
-        raise RequestOptionError(ENABLED, value, 'use "on" or "off"')
+def _parse_switch(name: str, value: object) -> bool:
+    if value not in SWITCH:
+        raise RequestOptionError(name, value, 'use "on" or "off"')
     return value == "on"
 
 

@@ -9,7 +9,7 @@ from fastgen_vllm.request import RequestOptionError, RequestOptions
 
 def test_defaults() -> None:
     as_configured = RequestOptions(
-        enabled=True, recovery=None, keep=None, policy=None, generated=None
+        enabled=True, recovery=None, keep=None, policy=None, generated=None, report=False
     )
     assert RequestOptions.parse(None) == as_configured
     assert RequestOptions.parse({"other": 1}) == as_configured
@@ -22,9 +22,12 @@ def test_all_options() -> None:
             "fastgen_recovery": 0.97,
             "fastgen_policy": "coverage",
             "fastgen_generated": "keep",
+            "fastgen_report": "on",
         }
     )
-    assert options == RequestOptions(enabled=False, recovery=0.97, policy="coverage", generated=1.0)
+    assert options == RequestOptions(
+        enabled=False, recovery=0.97, policy="coverage", generated=1.0, report=True
+    )
 
 
 def test_generated_is_of_coverage_only() -> None:
@@ -59,7 +62,7 @@ def test_keep_goes_with_no_other_policy(policy: str) -> None:
 def test_an_unknown_option_lists_the_known_ones() -> None:
     with pytest.raises(RequestOptionError) as caught:
         RequestOptions.parse({"fastgen_window": 3})
-    for name in ("", "_recovery", "_keep", "_policy", "_generated"):
+    for name in ("", "_recovery", "_keep", "_policy", "_generated", "_report"):
         assert f"fastgen{name}" in str(caught.value).partition("known are")[2]
 
 
@@ -69,6 +72,8 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         ({"fastgen": "maybe"}, "fastgen"),
         ({"fastgen": 1}, "fastgen"),
         ({"fastgen": ["on"]}, "fastgen"),
+        ({"fastgen_report": True}, "fastgen_report"),
+        ({"fastgen_report": "yes"}, "fastgen_report"),
         ({"fastgen_recovery": 0}, "fastgen_recovery"),
         ({"fastgen_recovery": -0.5}, "fastgen_recovery"),
         ({"fastgen_recovery": 1.01}, "fastgen_recovery"),

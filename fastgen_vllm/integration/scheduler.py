@@ -19,11 +19,18 @@ from vllm.v1.request import Request, RequestStatus
 
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration.cache import PerHeadManager
-from fastgen_vllm.integration.messages import CompactionOrder, StepOrders, WorkerReport
+from fastgen_vllm.integration.inspection import external_id
+from fastgen_vllm.integration.messages import (
+    CompactionOrder,
+    PlanReport,
+    StepOrders,
+    WorkerReport,
+)
 from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats, Uncompacted
 from fastgen_vllm.integration.options import config_of, wants_metrics
+from fastgen_vllm.integration.summary import RequestSummary
 from fastgen_vllm.lifecycle import is_profiled, observed_queries
-from fastgen_vllm.pages.size import StreamSize, cdiv
+from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.request import RequestOptions
 
 
@@ -37,7 +44,8 @@ class PerHeadScheduling(Scheduler):
         manager = managers[0] if len(managers) == 1 else None
         #: None: this model's cache cannot be compressed and the user chose to serve it so
         self._manager = manager if isinstance(manager, PerHeadManager) else None
-        self._pending: dict[str, StreamSize] = {}
+        self._pending: dict[str, PlanReport] = {}
+        self._plans: dict[str, PlanReport] = {}  # of compacted requests
         self._uncompacted: dict[str, Uncompacted] = {}
         self._declined: list[str] = []
         self._send_stats = wants_metrics(self.vllm_config)
@@ -83,14 +91,15 @@ class PerHeadScheduling(Scheduler):
                 continue
             if manager.is_compacted(plan.request_id):
                 continue
-            self._pending[plan.request_id] = plan.size
+            self._pending[plan.request_id] = plan
             self._uncompacted[plan.request_id] = Uncompacted.NO_ROOM
             self.stats.observe_plan(plan)
 
     def _compact_pending(self, manager: PerHeadManager) -> list[CompactionOrder]:
         """Swap the blocks of every request whose plan pays and for which there is room."""
         orders = []
-        for request_id, size in list(self._pending.items()):
+        for request_id, plan in list(self._pending.items()):
+            size = plan.size
             request = self.requests.get(request_id)
             if request is None or request.status != RequestStatus.RUNNING:
                 del self._pending[request_id]  # a preempted request is profiled again
@@ -111,7 +120,7 @@ class PerHeadScheduling(Scheduler):
                 continue
             old, new = manager.compact(request_id, size, num_stored)
             orders.append(CompactionOrder(request_id, old, new, num_stored))
-            del self._pending[request_id]
+            self._plans[request_id] = self._pending.pop(request_id)
             self._uncompacted.pop(request_id, None)
             self.stats.compactions += 1
             self.stats.blocks_given_back += len(old) - len(new)
@@ -148,13 +157,32 @@ class PerHeadScheduling(Scheduler):
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        summary = None if self._manager is None else self._summary(request, self._manager)
         self._pending.pop(request.request_id, None)
+        self._plans.pop(request.request_id, None)
         if (reason := self._uncompacted.pop(request.request_id, None)) is not None:
             self.stats.count_uncompacted(reason)
-        result: tuple[dict[str, Any] | None, dict[str, Any] | None] = super()._free_request(
-            request, delay_free_blocks
+        if summary is not None and self._fastgen.log_requests:
+            summary.log(external_id(request.request_id), str(request.get_finished_reason()))
+        answer, encoder_answer = super()._free_request(request, delay_free_blocks)
+        if summary is not None and _wants_report(request):
+            answer = summary.to_answer()
+        return answer, encoder_answer
+
+    def _summary(self, request: Request, manager: PerHeadManager) -> RequestSummary:
+        is_compacted = manager.is_compacted(request.request_id)
+        plan = self._plans[request.request_id] if is_compacted else None
+        reason = None if is_compacted else self._uncompacted.get(request.request_id)
+        return RequestSummary(
+            prompt_tokens=request.num_prompt_tokens,
+            answer_tokens=request.num_output_tokens,
+            kept_share=1.0 if plan is None else plan.kept_share,
+            policies={} if plan is None else plan.heads_by_policy,
+            blocks=manager.num_blocks(request.request_id),
+            blocks_uncompressed=cdiv(request.num_computed_tokens, self.block_size),
+            preemptions=request.num_preemptions,
+            uncompacted_because=None if reason is None else reason.value,
         )
-        return result
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         stats = super().make_stats(*args, **kwargs)
@@ -169,7 +197,13 @@ class PerHeadScheduling(Scheduler):
             self._manager.check_integrity()
         live = self.requests.keys()
         assert self._pending.keys() <= live, "a plan outlived its request"
+        assert self._plans.keys() <= live, "a compacted request's plan outlived it"
         assert self._uncompacted.keys() <= live, "a request's outcome outlived it"
+
+
+def _wants_report(request: Request) -> bool:
+    params = request.sampling_params
+    return params is not None and RequestOptions.parse(params.extra_args).report
 
 
 class PerHeadScheduler(PerHeadScheduling):
