@@ -1,16 +1,20 @@
-"""The CPU image's recipe; `make image-check` builds it and tries it."""
+"""The images' recipes; `make image-check` builds the CPU's and tries it."""
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_hadolint_has_no_complaint() -> None:
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
+def test_hadolint_has_no_complaint(name: str) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run(
-        [hadolint, "docker/Dockerfile.cpu"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [hadolint, f"docker/{name}"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, ""), done.stdout
 
@@ -25,3 +29,12 @@ def test_the_context_holds_what_the_package_is_built_from() -> None:
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"]
     assert all((ROOT / name).exists() for name in kept)
     assert {"pyproject.toml", "README.md", "LICENSE", "setup.py", "configs"} <= set(kept)
+
+
+def test_the_cuda_image_is_of_the_pinned_vllm() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (pinned,) = [need for need in extras["cuda"] if need.startswith("vllm==")]
+    version = pinned.removeprefix("vllm==")
+    assert f"vllm/vllm-openai:v{version}\n" in (ROOT / "docker/Dockerfile").read_text()
