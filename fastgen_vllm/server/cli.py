@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return check.main()
     if arguments[:1] != ["serve"]:
-        main_parser(fastgen_vllm.__version__).parse_args(arguments or ["--help"])
+        given = main_parser(fastgen_vllm.__version__).parse_args(arguments or ["--help"])
+        from fastgen_vllm.server.completion import script
+
+        print(script(given.shell))  # the one command that is left
         return 0
     if {"-h", "--help"} & set(arguments):
         serve_help_parser().print_help()

@@ -11,6 +11,7 @@ from fastgen_vllm.models.embedded import MODEL_NAME
 from fastgen_vllm.server.arguments import DEFAULT, OFF
 
 USAGE = "fastgen-vllm serve [MODEL] [--fastgen PRESET|FILE.yaml|off] [any `vllm serve` option]"
+SHELLS = ("bash", "zsh")
 MODEL_HELP = f"directory or hub name of the model; by default the embedded {MODEL_NAME}"
 _DESCRIPTION = f"""\
 Serve a model with vLLM's own OpenAI-compatible server and FastGen's KV-cache compression.
@@ -34,6 +35,10 @@ def main_parser(version: str) -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve a model over HTTP", usage=USAGE, add_help=False)
     commands.add_parser("eval", help="measure what compression costs", add_help=False)
     commands.add_parser("check", help="tell whether this machine has what FastGen needs")
+    completion = commands.add_parser(
+        "completion", help="print a script for your shell's completion"
+    )
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 

@@ -1,6 +1,8 @@
 """The command line, up to the point where vLLM's server would start."""
 
 import argparse
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import fastgen_vllm
 from fastgen_vllm.config import CONFIG_KEY, load_config, preset_names
 from fastgen_vllm.models.embedded import MODEL_NAME
 from fastgen_vllm.server import cli
+from fastgen_vllm.server.completion import script
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -194,3 +197,40 @@ def engine_args(args: argparse.Namespace) -> dict[str, Any]:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return vars(AsyncEngineArgs.from_cli_args(args)) | {"logging_config": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ev"], {"eval"}),
+        (["completion", ""], {"bash", "zsh"}),
+        (["serve", "--fastg"], {"--fastgen"}),
+        (["serve", "--max-model-l"], {"--max-model-len"}),
+        (["eval", "--retrieval-l"], {"--retrieval-lengths"}),
+    ],
+)
+def test_completion_completes(bash_script: Path, words: list[str], expected: set[str]) -> None:
+    line = shlex.join(["fastgen-vllm", *words[:-1]])
+    program = f"""
+        source {shlex.quote(str(bash_script))}
+        COMP_WORDS=({line} {shlex.quote(words[-1])}) COMP_CWORD={len(words)}
+        _shtab_fastgen_vllm
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+@pytest.fixture(scope="module")
+def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("completion") / "fastgen-vllm"
+    path.write_text(script("bash"))
+    return path
+
+
+def test_completion_is_printed(capsys: pytest.CaptureFixture[str], bash_script: Path) -> None:
+    assert cli.main(["completion", "bash"]) == 0
+    assert capsys.readouterr().out == bash_script.read_text() + "\n"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["completion", "fish"])
+    assert "bash, zsh" in capsys.readouterr().err.replace("'", "")
