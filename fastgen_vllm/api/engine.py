@@ -1,5 +1,6 @@
 """What the endpoints ask vLLM's engine, through its client."""
 
+import asyncio
 import os
 from argparse import Namespace
 from typing import Any
@@ -28,6 +29,9 @@ from fastgen_vllm.lifecycle import is_profiled
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
+#: Seconds to wait for an engine that is busy.
+READY_SECONDS = 1.0
+
 
 class Engine:
     """One server's engine.
@@ -52,6 +56,15 @@ class Engine:
     def admits(self, headers: Headers) -> bool:
         """Whether the request carries the server's API key, if it has one."""
         return self._guard is None or bool(self._guard.verify_token(headers))
+
+    async def ready(self) -> bool:
+        """Whether a new request would be computed: the engine runs and is not paused."""
+        try:
+            return not await asyncio.wait_for(self._client.is_paused(), READY_SECONDS)
+        except TimeoutError:  # in the middle of a long step
+            return not self._client.errored
+        except Exception:  # whatever an engine says that has died or is shutting down
+            return False
 
     def status(self) -> Status:
         """What is active, from configuration and metrics."""

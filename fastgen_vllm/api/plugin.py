@@ -41,10 +41,12 @@ class FastGenEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add our routes."""
+        """Add our routes, and what we add to all answers."""
+        from fastgen_vllm.api.operations import Operations
         from fastgen_vllm.api.routes import router
 
         app.include_router(router)
+        app.add_middleware(Operations)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Keep what the routes need."""

@@ -8,7 +8,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
 from fastgen_vllm.api.engine import Engine
-from fastgen_vllm.api.schema import Heads, Profile, ProfileRequest, Running, Status
+from fastgen_vllm.api.schema import Heads, Profile, ProfileRequest, Ready, Running, Status
 
 STATE_KEY = "fastgen"
 
@@ -55,8 +55,20 @@ _UNAUTHORIZED: dict[int | str, dict[str, Any]] = {
 _BAD_REQUEST: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "the prompt or an argument is not allowed"}
 }
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {
+    503: {"model": Error, "description": "no request would be computed now"}
+}
 
 router = APIRouter(prefix="/fastgen", tags=["FastGen"])
+
+
+@router.get("/ready", responses=_UNAVAILABLE)
+async def ready(request: Request) -> Ready:
+    """Whether a new request would be computed now; for probes, without a key."""
+    engine: Engine = getattr(request.app.state, STATE_KEY)
+    if not await engine.ready():
+        raise HTTPException(503, "the engine is paused, is shutting down or has died")
+    return Ready()
 
 
 @router.get("/status", responses=_UNAUTHORIZED)

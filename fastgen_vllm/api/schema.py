@@ -1,6 +1,6 @@
 """What the endpoints below ``/fastgen`` take and return."""
 
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -13,7 +13,7 @@ from pydantic import (
 )
 
 from fastgen_vllm.config import GENERATED_WORDS, PolicyName
-from fastgen_vllm.request import ENABLED, GENERATED, KEEP, POLICY, PREFIX, RECOVERY
+from fastgen_vllm.request import ENABLED, GENERATED, KEEP, POLICY, PREFIX, RECOVERY, REPORT, SWITCH
 
 Share = float  # from 0 to 1
 
@@ -21,7 +21,8 @@ _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 #: What `RequestOptions` takes, for readers of the schema; it says itself what is wrong.
 _ARGUMENTS: dict[str, Any] = {
     "properties": {
-        ENABLED: {"enum": ["on", "off"]},
+        ENABLED: {"enum": list(SWITCH)},
+        REPORT: {"enum": list(SWITCH)},
         RECOVERY: _SHARE,
         KEEP: _SHARE,
         GENERATED: {
@@ -77,6 +78,12 @@ class Status(BaseModel):
     versions: dict[str, str] = Field(description="of fastgen-vllm, vllm and torch")
     pool: Pool
     totals: Totals
+
+
+class Ready(BaseModel):
+    """This server takes requests."""
+
+    ready: Literal[True] = True
 
 
 class RunningRequest(BaseModel):

@@ -43,6 +43,15 @@ class Client:
         self.expected: list[str] = []
         self.generated: list[tuple[list[int], Any]] = []
         self.fails = False
+        self.errored = False
+        self.paused: bool | Exception | None = False  # None: busy, no answer comes
+
+    async def is_paused(self) -> bool:
+        if self.paused is None:
+            await asyncio.sleep(3600)
+        if isinstance(self.paused, Exception):
+            raise self.paused
+        return bool(self.paused)
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         if method == "fastgen_heads":

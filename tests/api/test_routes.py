@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fastgen_vllm.api import engine as api_engine
 from fastgen_vllm.api import plugin
+from fastgen_vllm.api.operations import CLOSING_SECONDS
 from tests.api.fake import HEADS, REQUEST, Client, make_app
 
 
@@ -52,6 +54,43 @@ def test_status_tells_configuration_and_totals(
     assert found["totals"]["kept_share"] == pytest.approx(0.3)
     assert found["totals"]["heads_by_policy"] == {"coverage": 180}
     assert found["totals"]["compactions"] == 0
+
+
+@pytest.mark.parametrize(
+    ("paused", "errored", "status"),
+    [
+        (False, False, 200),
+        (None, False, 200),
+        (None, True, 503),
+        (True, False, 503),
+        (RuntimeError("Server shutting down"), False, 503),
+    ],
+)
+def test_ready_if_requests_are_computed(
+    monkeypatch: pytest.MonkeyPatch, paused: Any, errored: bool, status: int
+) -> None:
+    monkeypatch.setattr(api_engine, "READY_SECONDS", 0.01)
+    client = Client("full")
+    client.paused, client.errored = paused, errored
+    with serve(client, api_key=["secret"]) as server:
+        answer = server.get("/fastgen/ready")
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.json() == {"ready": True}
+        assert "Retry-After" not in answer.headers
+    else:
+        assert answer.json()["error"]["code"] == 503
+        assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_connections_get_an_end() -> None:
+    """Once the engine has stopped; a limit that somebody set stays."""
+    for given, then in ((None, CLOSING_SECONDS), (77, 77)):
+        app = make_app(Client("full"))
+        config = SimpleNamespace(timeout_graceful_shutdown=given)
+        app.state.server = SimpleNamespace(config=config)
+        with TestClient(app):
+            assert config.timeout_graceful_shutdown == then
 
 
 def test_requests_and_heads_come_from_the_worker(server: TestClient) -> None:
@@ -164,7 +203,9 @@ def test_the_page_fetches_nothing_from_elsewhere(server: TestClient) -> None:
 def test_all_is_typed(server: TestClient) -> None:
     schema = server.get("/openapi.json").json()
     paths = [path for path in schema["paths"] if path.startswith("/fastgen")]
-    assert sorted(paths) == [f"/fastgen/{n}" for n in ("heads", "profile", "requests", "status")]
+    assert sorted(paths) == [
+        f"/fastgen/{n}" for n in ("heads", "profile", "ready", "requests", "status")
+    ]
     for path in paths:
         for operation in schema["paths"][path].values():
             content = operation["responses"]["200"]["content"]["application/json"]

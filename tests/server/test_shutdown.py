@@ -1,10 +1,14 @@
 """A server that is told to stop while it answers."""
 
+import json
 import signal
 import threading
+import urllib.error
 from pathlib import Path
 
+import httpx
 import openai
+import pytest
 
 from tests.server.running import FLAGS, Server
 from tests.server.test_http import MODEL
@@ -44,6 +48,34 @@ def test_running_streams_finish(tmp_path: Path, default_model: Path) -> None:
         for thread in threads:
             thread.join(120)
         assert finished == [TOKENS] * STREAMS, server.log.read_text()
+        assert server.process.wait(60) == 0, server.log.read_text()
+    finally:
+        server.stop()
+
+
+def test_an_end_that_is_too_short_is_an_end(tmp_path: Path, default_model: Path) -> None:
+    """While it drains no request is taken, and streams that do not finish do not keep it."""
+    server = Server(tmp_path / "log", *FLAGS, "--shutdown-timeout", "3")
+    try:
+        server.wait()
+        assert server.ask("ready") == {"ready": True}
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(
+            model=MODEL, prompt="1", max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+        )
+        pieces = iter(stream)
+        next(pieces)
+        server.process.send_signal(signal.SIGTERM)
+        while "shutdown triggered" not in server.log.read_text():
+            next(pieces)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            while True:  # the engine learns of it a moment later
+                server.ask("ready")
+        assert refused.value.code == 503 and refused.value.headers["Retry-After"]
+        assert "shutting down" in json.load(refused.value)["error"]["message"]
+        with pytest.raises((openai.APIError, httpx.TransportError)):
+            for _ in pieces:
+                pass
         assert server.process.wait(60) == 0, server.log.read_text()
     finally:
         server.stop()
