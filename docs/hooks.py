@@ -9,7 +9,8 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import griffe
 from mkdocs.structure.pages import Page
@@ -18,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 _MARK = re.compile(r"^<!-- (help|fields): (.+?) -->$", re.MULTILINE)
+_COMMENT = re.compile(r"  # (?!type:|noqa)(.+)$")
 _LINK = re.compile(r"\[([^]]+)\]\((\.\./[^)#]+)\)")
 _ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?([^`]+)`")
 _DOUBLE_COLON = re.compile(r"::$", re.MULTILINE)
@@ -35,13 +37,16 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return _MARK.sub(_fill_in, _LINK.sub(unlink, markdown))
 
 
-class PlainRoles(griffe.Extension):
-    """Turns what docstrings have of reStructuredText, roles and double colons, into Markdown."""
+class Docstrings(griffe.Extension):
+    """Makes Markdown of roles and double colons, and docstrings of comments behind fields."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             text = _ROLE.sub(r"`\1`", obj.docstring.value)
             obj.docstring.value = _DOUBLE_COLON.sub(":", text)
+        elif obj.is_attribute and (comment := _COMMENT.search(obj.source)):
+            text = re.sub(r"(\[[^]]*\])", r"`\1`", comment[1])
+            obj.docstring = griffe.Docstring(text[0].upper() + text[1:] + ".", parent=obj)
 
 
 def _fill_in(mark: re.Match[str]) -> str:
@@ -72,7 +77,7 @@ def _table_of(model: type[BaseModel]) -> Iterator[str]:
     yield "|---|---|" + ("---|" if has_defaults else "") + "---|"
     for name, field in fields:
         default = f" {_default(field)} |" if has_defaults else ""
-        yield f"| `{name}` | {_type(field)} |{default} {_meaning(field)} |"
+        yield f"| `{name}` | `{_type(field.annotation)}` |{default} {_meaning(field)} |"
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -87,14 +92,19 @@ def _default(field: FieldInfo) -> str:
     return "" if field.default is PydanticUndefined else f"`{field.default!r}`"
 
 
-def _type(field: FieldInfo) -> str:
-    annotation = field.annotation
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    if "[" in str(annotation):
-        text = str(annotation)
-    text = re.sub(r"\b(?:typing|[\w.]+\.schema|annotated_types)\.", "", text)
-    text = re.sub(r"Annotated\[(\w+), [^]]*\]", r"\1", text)
-    return "`" + re.sub(r"Literal\[([^]]*)\]", r"\1", text).replace("|", "\\|") + "`"
+def _type(annotation: Any) -> str:
+    """How a reader would write the type."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return ", ".join(map(repr, arguments))
+    if origin in (Union, UnionType):
+        return " or ".join(map(_type, arguments))
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join(map(_type, arguments))}]"
+    names = {NoneType: "None", Ellipsis: "..."}
+    return names.get(annotation) or str(annotation.__name__)
 
 
 def _meaning(field: FieldInfo) -> str:

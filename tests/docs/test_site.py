@@ -71,8 +71,12 @@ def test_code_is_in_the_reference(site: Path) -> None:
     assert 'id="fastgen_vllm.llm_options"' in python
     command_line = (site / "reference/cli.html").read_text("utf-8")
     assert "--retrieval-lengths" in command_line and "coverage.generated" in command_line
+    policies = (site / "reference/policies.html").read_text("utf-8")
+    assert "that of the oldest token" in policies  # a comment behind a field
     for page in site.rglob("*.html"):
-        assert not re.search(r"<!-- (?:help|fields): ", page.read_text("utf-8")), page
+        assert not re.search(r"<!-- (?:help|fields): |:(?:class|mod):", page.read_text("utf-8")), (
+            page
+        )
 
 
 def tables_of(text: str) -> list[list[str]]:
