@@ -39,7 +39,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint cuda-check image-check format lock clean
+.PHONY: help setup serve test lint docs cuda-check image-check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -57,6 +57,9 @@ lint: setup ## Check style and types, as CI does
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+
+docs: setup ## Build the documentation site into build/site; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 cuda-check: setup ## Compile the CUDA kernels for all GPUs, and check registers, spills and instructions
 	$(BIN)/python -m tests.cuda.gate $(ARGS)

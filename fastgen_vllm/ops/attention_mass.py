@@ -36,8 +36,9 @@ def attention_mass(
         first_position: position of the first query, in tokens.
         scale: factor of the scores, usually ``D**-0.5``.
         pool: ``"mean"``, ``"max"`` or ``"min"`` over the ``G`` query heads of a head.
-        mass, energy: float32 ``[H, >= first_position+W]``, last dimension contiguous. Changed in
-            place; later tokens are left alone.
+        mass: float32 ``[H, >= first_position+W]``, last dimension contiguous. Changed in place;
+            later tokens are left alone.
+        energy: as ``mass``.
 
     Raises:
         ValueError: an argument has another shape, dtype, layout or range than stated.
