@@ -41,10 +41,12 @@ class FastGenEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add our routes."""
+        """Add our routes, and the check of arguments to all routes."""
+        from fastgen_vllm.api.guard import ArgumentGuard
         from fastgen_vllm.api.routes import router
 
         app.include_router(router)
+        app.add_middleware(ArgumentGuard)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Keep what the routes need."""
