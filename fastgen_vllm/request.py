@@ -106,7 +106,11 @@ def _number(value: object) -> float | None:
     """``value`` as a float; None if it is no finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _parse_choice(name: str, value: object, legal: tuple[str, ...]) -> Any:

@@ -35,6 +35,11 @@ def test_generated_is_of_coverage_only() -> None:
         RequestOptions.parse({"fastgen_policy": "paper", "fastgen_generated": "keep"})
 
 
+def test_a_number_may_be_beyond_floats() -> None:
+    with pytest.raises(RequestOptionError, match="above 0 and at most 1"):
+        RequestOptions.parse({"fastgen_keep": 10**400})
+
+
 @pytest.mark.parametrize("option", ["recovery", "keep"])
 def test_shares_may_be_whole_numbers(option: str) -> None:
     assert getattr(RequestOptions.parse({f"fastgen_{option}": 1}), option) == 1.0

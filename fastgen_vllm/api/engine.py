@@ -50,8 +50,9 @@ class Engine:
         names = args.served_model_name or [self._vllm_config.model_config.model]
         self._model = str(names[0])
         additional = self._vllm_config.additional_config
-        is_on = isinstance(additional, dict) and CONFIG_KEY in additional
-        self._config: FastGenConfig | None = config_of(self._vllm_config) if is_on else None
+        #: whether FastGen is on
+        self.is_on = isinstance(additional, dict) and CONFIG_KEY in additional
+        self._config: FastGenConfig | None = config_of(self._vllm_config) if self.is_on else None
 
     def admits(self, headers: Headers) -> bool:
         """Whether the request carries the server's API key, if it has one."""
@@ -72,7 +73,7 @@ class Engine:
         cache = self._vllm_config.cache_config
         config = self._config
         return Status(
-            active=config is not None,
+            active=self.is_on,
             preset=None if config is None else config.name,
             options=None if config is None else config.model_dump(mode="json"),
             model=self._model,

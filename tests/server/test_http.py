@@ -97,26 +97,72 @@ def test_per_request_options(client: openai.OpenAI, extra: dict[str, object]) ->
     assert chat(client, **extra)
 
 
-@pytest.mark.parametrize(
-    ("extra", "parameter"),
-    [
-        ({"fastgen": "sometimes"}, "fastgen"),
-        ({"fastgen_recovery": 1.5}, "fastgen_recovery"),
-        ({"fastgen_keep": 0}, "fastgen_keep"),
-        ({"fastgen_keep": 0.3, "fastgen_recovery": 0.9}, "fastgen_keep"),
-        ({"fastgen_generated": "drop"}, "fastgen_generated"),
-        ({"fastgen_policy": "best"}, "fastgen_policy"),
-        ({"fastgen_window": 3}, "fastgen_window"),
-    ],
-)
+BAD_OPTIONS: list[tuple[dict[str, object], str, str]] = [
+    ({"fastgen": "sometimes"}, "fastgen", 'use "on" or "off"'),
+    ({"fastgen": True}, "fastgen", 'use "on" or "off"'),
+    ({"fastgen": 0}, "fastgen", 'use "on" or "off"'),
+    ({"fastgen": ["off"]}, "fastgen", 'use "on" or "off"'),
+    ({"fastgen_recovery": 1.5}, "fastgen_recovery", "above 0 and at most 1"),
+    ({"fastgen_recovery": "0.9"}, "fastgen_recovery", "above 0 and at most 1"),
+    ({"fastgen_recovery": True}, "fastgen_recovery", "above 0 and at most 1"),
+    ({"fastgen_recovery": -1}, "fastgen_recovery", "above 0 and at most 1"),
+    ({"fastgen_keep": 0}, "fastgen_keep", "above 0 and at most 1"),
+    ({"fastgen_keep": 10**400}, "fastgen_keep", "above 0 and at most 1"),
+    ({"fastgen_keep": 0.3, "fastgen_recovery": 0.9}, "fastgen_keep", "not both"),
+    ({"fastgen_keep": 0.3, "fastgen_policy": "paper"}, "fastgen_keep", "must be coverage"),
+    ({"fastgen_generated": "drop"}, "fastgen_generated", "one of keep, replace, or a number"),
+    ({"fastgen_generated": 1.5}, "fastgen_generated", "from 0 to 1"),
+    ({"fastgen_policy": "best"}, "fastgen_policy", "one of paper, coverage, full"),
+    ({"fastgen_policy": 1}, "fastgen_policy", "one of paper, coverage, full"),
+    ({"fastgen_policy": {"a": 1}}, "fastgen_policy", "one of paper, coverage, full"),
+    ({"fastgen_window": 3}, "fastgen_window", "known are fastgen, fastgen_recovery"),
+]
+
+
+def ask(client: openai.OpenAI, endpoint: str, stream: bool, arguments: object) -> None:
+    """Send a request with these arguments, and read the answer."""
+    extra = {"vllm_xargs": arguments}
+    common = {"model": MODEL, "max_tokens": 2, "stream": stream, "extra_body": extra}
+    if endpoint == "chat":
+        messages = [{"role": "user", "content": "Hello"}]
+        answer = client.chat.completions.create(messages=messages, **common)  # type: ignore
+    else:
+        answer = client.completions.create(prompt="Hello", **common)  # type: ignore
+    if stream:
+        list(answer)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+@pytest.mark.parametrize(("extra", "parameter", "legal"), BAD_OPTIONS)
 def test_bad_option_is_a_400(
-    client: openai.OpenAI, extra: dict[str, object], parameter: str
+    client: openai.OpenAI,
+    extra: dict[str, object],
+    parameter: str,
+    legal: str,
+    endpoint: str,
+    stream: bool,
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        chat(client, **extra)
-    assert caught.value.status_code == 400
-    assert caught.value.param == parameter
-    assert parameter in caught.value.message
+        ask(client, endpoint, stream, extra)
+    error = caught.value
+    assert (error.status_code, error.code, error.param) == (400, 400, parameter)
+    assert error.type == "BadRequestError"
+    assert f"{parameter}={extra[parameter]!r} is not allowed" in error.message
+    assert legal in error.message
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("arguments", [{"fastgen_keep": None}, "fastgen", ["fastgen"], 3])
+def test_what_is_no_argument_at_all_is_a_400_of_vllm(
+    client: openai.OpenAI, arguments: object, stream: bool
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, "chat", stream, arguments)
+    assert "vllm_xargs" in caught.value.message
+
+
+def test_after_bad_options_the_server_goes_on(client: openai.OpenAI) -> None:
     assert chat(client, "Hello")
 
 
