@@ -1,7 +1,8 @@
 """The one configuration: pydantic model, YAML presets, command line and engine share it."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -18,6 +19,9 @@ PolicyName = Literal["paper", "coverage", "full"]
 Rung = Literal["special", "punctuation", "frequent", "local"]
 Pool = Literal["mean", "max", "min"]
 DecodeKernel = Literal["fastgen", "stock", "xformers"]
+
+#: How a policy of the user's own is named: ``package.module:Class``.
+_IMPORT_PATH: Final = re.compile(r"[\w.]+:\w+")
 
 #: Key of our options inside vLLM's ``additional_config``.
 CONFIG_KEY = "fastgen"
@@ -88,7 +92,11 @@ class FastGenConfig(_Options):
     """
 
     name: str = Field("custom", description="shown in the start-up line")
-    policy: PolicyName = Field("coverage", description="how kept tokens are chosen")
+    policy: PolicyName | str = Field(
+        "coverage",
+        description="how kept tokens are chosen: paper, coverage, full, or by a class of your own, "
+        "package.module:Class",
+    )
     recovery: float = Field(
         0.95, gt=0, le=1, description="share of attention mass that kept tokens must hold (T)"
     )
@@ -122,6 +130,24 @@ class FastGenConfig(_Options):
     unsupported: Literal["refuse", "uncompressed"] = Field(
         "refuse", description="what to do with a model whose cache FastGen cannot compress"
     )
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _check_policy(cls, policy: object) -> object:
+        """Load the user's own policy, so that what is wrong with it shows at start."""
+        names = get_args(PolicyName)
+        if policy in names:
+            return policy
+        legal = f"{', '.join(map(repr, names))} or package.module:Class, a policy of your own"
+        if not isinstance(policy, str) or not _IMPORT_PATH.fullmatch(policy):
+            raise ValueError(f"use {legal}")
+        from fastgen_vllm.policy.own import own_selector  # PyTorch, which only this needs here
+
+        try:
+            own_selector(policy)
+        except ValueError as error:
+            raise ValueError(f"{error}; or use {legal}") from error
+        return policy
 
     @field_validator("keep")
     @classmethod

@@ -6,6 +6,9 @@ import pytest
 
 from fastgen_vllm.config import FastGenConfig, load_config, parse_config, preset_names
 
+#: A policy by its import path, as users name their own.
+OWN = "fastgen_vllm.policy:Special"
+
 
 def test_presets_load_under_their_own_name() -> None:
     assert {"balanced", "full", "paper"} <= set(preset_names())
@@ -53,6 +56,7 @@ def test_observe_spellings(value: object, observe: object) -> None:
     [
         {},
         {"policy": "paper", "paper": {"without": ["local", "special"]}},
+        {"policy": OWN},
         {"keep": 0.25, "coverage": {"recent": 0.1, "generated": "keep"}},
     ],
 )
@@ -88,7 +92,12 @@ def test_rungs_can_be_left_out() -> None:
         ({"recover": 0.9}, "recover=0.9"),
         ({"recovery": 0}, "recovery=0"),
         ({"recovery": 1.5}, "recovery=1.5"),
-        ({"policy": "magic"}, "'paper', 'coverage' or 'full'"),
+        ({"policy": "magic"}, "'paper', 'coverage', 'full' or package.module:Class"),
+        ({"policy": "package.module.Class"}, "policy='package.module.Class': Value error, use '"),
+        ({"policy": "package.module:"}, "use 'paper'"),
+        ({"policy": 3}, "policy=3: Value error, use 'paper'"),
+        ({"policy": "no_such_module:Any"}, "policy='no_such_module:Any': Value error, module no"),
+        ({"policy": OWN, "keep": 0.3}, f"needs policy coverage, not {OWN}; others go by recovery"),
         ({"observe": "first 3"}, "observe"),
         ({"observe": 0}, "observe"),
         ({"paper": {"local": 2}}, "paper.local=2"),

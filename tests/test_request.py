@@ -40,6 +40,12 @@ def test_a_number_may_be_beyond_floats() -> None:
         RequestOptions.parse({"fastgen_keep": 10**400})
 
 
+def test_a_request_cannot_name_a_class() -> None:
+    with pytest.raises(RequestOptionError, match="use one of paper, coverage, full") as caught:
+        RequestOptions.parse({"fastgen_policy": "fastgen_vllm.policy:Full"})
+    assert caught.value.parameter == "fastgen_policy"
+
+
 @pytest.mark.parametrize("option", ["recovery", "keep"])
 def test_shares_may_be_whole_numbers(option: str) -> None:
     assert getattr(RequestOptions.parse({f"fastgen_{option}": 1}), option) == 1.0

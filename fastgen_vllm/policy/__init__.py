@@ -1,8 +1,9 @@
 """Policies: rules that say which tokens a head keeps.
 
 A policy is a frozen dataclass; ``|`` is union. A selector picks a policy per head.
-To add one: write a frozen dataclass with the four members of :class:`Policy` in a file of
-its own, and name it in :mod:`fastgen_vllm.policy.select`.
+To add one: derive a frozen dataclass from :class:`Policy` in a file of its own, and name it in
+:mod:`fastgen_vllm.policy.select`. One of the user's own needs no change here: the option ``policy``
+takes its import path (:mod:`fastgen_vllm.policy.own`).
 """
 
 from fastgen_vllm.policy.base import Choice, Policy, Selector, Union

@@ -10,6 +10,7 @@ from fastgen_vllm.policy.frequent import Frequent
 from fastgen_vllm.policy.full import Full
 from fastgen_vllm.policy.ladder import Ladder
 from fastgen_vllm.policy.local import Local
+from fastgen_vllm.policy.own import own_selector
 from fastgen_vllm.policy.punctuation import Punctuation
 from fastgen_vllm.policy.special import Special
 from fastgen_vllm.request import RequestOptions
@@ -40,3 +41,5 @@ def selector_for(config: FastGenConfig, request: RequestOptions) -> Selector:
             }
             kept = [policy for rung, policy in policies.items() if rung not in config.paper.without]
             return Ladder((*accumulate(kept, or_), Full()))
+        case path:
+            return own_selector(path)

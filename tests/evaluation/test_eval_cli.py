@@ -17,6 +17,7 @@ from fastgen_vllm.evaluation.peers import PEERS
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.settings import RETRIEVAL, Settings
 from tests.evaluation.tiny import CODE, MANUAL
+from tests.policy import own
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 240  # of one run, on a busy machine
@@ -216,6 +217,25 @@ def test_the_report_is_one_page(runs: Runs) -> None:
     assert html.lower().startswith("<!doctype html>") and "</html>" in html
     for method in ("balanced", "kvpress SnapKV"):
         assert method in html
+
+
+# -- a policy of the user's own --------------------------------------------------------------
+
+
+def test_an_own_policy_is_measured(place: Place) -> None:
+    (place.path / "own.yaml").write_text(f"policy: {own.MODULE}:Every\nrecovery: 0.3\n")
+    options = ["--model", "model", "--texts", "code=code.txt", "--lengths", "256"]
+    small = ["--per-kind", "1", "--continuation", "4", "--retrieval", "", "--pool-gib", "0.05"]
+    process = start("--preset", "own.yaml", *options, *small, "--json", "own.json", cwd=place.path)
+    run = finish(process, place.path / "own.json")
+    assert run.code == 0, run.err
+    (row,) = run.results.heads
+    assert row.method == "own"
+    policies = {name for layer in row.policy for name in layer}
+    assert "every" in policies <= {"every", "full"}
+    for shares, names in zip(row.kept, row.policy, strict=True):
+        for share, name in zip(shares, names, strict=True):
+            assert share == pytest.approx(86 / 256 if name == "every" else 1)
 
 
 # -- interruption ------------------------------------------------------------------------

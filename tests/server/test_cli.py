@@ -88,6 +88,11 @@ def test_bad_single_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "recovery=7" in message
 
 
+def test_a_policy_that_cannot_be_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, "--additional-config.fastgen.policy", "no_such_module:Mine")
+    assert "policy='no_such_module:Mine'" in message and "PYTHONPATH" in message
+
+
 def test_keep_with_another_policy(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--fastgen", "paper", "--additional-config.fastgen.keep", "0.3"]
     assert "keep=0.3: Value error, needs policy coverage" in error_of(capsys, *flags)

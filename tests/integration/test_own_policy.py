@@ -1,0 +1,50 @@
+"""A policy of the user's own on the engine: what it keeps is what heads hold."""
+
+from pathlib import Path
+
+from fastgen_vllm.config import FastGenConfig
+from tests.integration.engine import Engine, engine_config
+from tests.integration.tiny import random_prompts
+from tests.policy import own
+
+LENGTH = 300
+EVERYTHING = list(range(LENGTH))
+THIRDS = EVERYTHING[::3]
+
+
+def kept_of(model: Path, policy: str, recovery: float, **arguments: str) -> list[list[list[int]]]:
+    """Prompt positions that heads hold right after a prompt was compacted, ``[L][H]``."""
+    config = FastGenConfig(policy=f"{own.MODULE}:{policy}", recovery=recovery, force=True)
+    engine = Engine(engine_config(model, config, skip_tokenizer_init=True))
+    try:
+        (prompt,) = random_prompts([LENGTH])
+        request_id = engine.add(prompt, max_tokens=8, detokenize=False, extra_args=arguments)
+        seen: list[list[list[list[int]]]] = []
+
+        def watch() -> None:
+            if not seen and (kept := engine.kept_positions(request_id)) is not None:
+                seen.append(kept)
+
+        engine.run(watch)
+    finally:
+        engine.close()
+    (first,) = seen
+    return [[[p for p in head if p < LENGTH] for head in layer] for layer in first]
+
+
+def test_a_policy(tiny_llama: Path) -> None:
+    """Kept tokens and 8 generated ones fit into its pages: none has to give way."""
+    assert kept_of(tiny_llama, "Every", recovery=0.01) == [[THIRDS] * 2] * 3
+
+
+def test_a_policy_that_recovers_too_little(tiny_llama: Path) -> None:
+    assert kept_of(tiny_llama, "Every", recovery=0.999) == [[EVERYTHING] * 2] * 3
+
+
+def test_a_selector(tiny_llama: Path) -> None:
+    assert kept_of(tiny_llama, "Alternating", recovery=1.0) == [[THIRDS, EVERYTHING]] * 3
+
+
+def test_a_request_that_asks_for_a_built_in_one(tiny_llama: Path) -> None:
+    kept = kept_of(tiny_llama, "Every", recovery=0.01, fastgen_policy="full")
+    assert kept == [[EVERYTHING] * 2] * 3

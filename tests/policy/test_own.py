@@ -1,0 +1,103 @@
+"""Policies of the user's own: how they are found, and what is said of those that are not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgen_vllm.config import FastGenConfig, load_config, parse_config
+from fastgen_vllm.policy import Full, Ladder, selector_for
+from fastgen_vllm.request import RequestOptions
+from tests.policy import own
+from tests.profiles import make_profile
+
+AS_CONFIGURED = RequestOptions()
+
+
+def path_of(name: str) -> str:
+    return f"{own.MODULE}:{name}"
+
+
+def test_a_policy_becomes_a_ladder_that_ends_with_full() -> None:
+    config = FastGenConfig(policy=path_of("Every"))
+    assert selector_for(config, AS_CONFIGURED) == Ladder((own.Every(), Full()))
+
+
+def test_heads_in_which_a_policy_recovers_too_little_keep_everything() -> None:
+    attention = torch.tensor([[[9.0, 0, 0, 9, 0, 0, 1], [1.0] * 7]])
+    selector = selector_for(FastGenConfig(policy=path_of("Every")), AS_CONFIGURED)
+    choice = selector.choose(make_profile(attention), recovery=0.9)
+    assert choice.keep[0, 0].nonzero()[:, 0].tolist() == [0, 3, 6]
+    assert choice.keep[0, 1].all()
+    assert choice.counts() == {"every": 1, "full": 1}
+
+
+def test_a_selector_chooses_itself() -> None:
+    config = FastGenConfig(policy=path_of("Alternating"))
+    selector = selector_for(config, AS_CONFIGURED)
+    assert isinstance(selector, own.Alternating)
+    choice = selector.choose(make_profile(torch.ones(2, 4, 7)), recovery=1.0)
+    assert choice.counts() == {"every": 4, "full": 4}
+
+
+def test_what_is_both_chooses_itself() -> None:
+    config = FastGenConfig(policy="fastgen_vllm.policy:Full")
+    assert selector_for(config, AS_CONFIGURED) == Full()
+
+
+def test_it_is_made_once() -> None:
+    config = FastGenConfig(policy=path_of("Alternating"))
+    assert selector_for(config, AS_CONFIGURED) is selector_for(config, AS_CONFIGURED)
+
+
+@pytest.mark.parametrize("name", ["paper", "coverage", "full"])
+def test_a_request_may_ask_for_a_built_in_one(name: str) -> None:
+    request = RequestOptions.parse({"fastgen_policy": name})
+    built_in = selector_for(FastGenConfig(policy=name), AS_CONFIGURED)
+    assert selector_for(FastGenConfig(policy=path_of("Every")), request) == built_in
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("no_such_module_here:Any", "module no_such_module_here cannot be imported (ModuleNotFou"),
+        ("no_such_module_here:Any", "put its folder on PYTHONPATH"),
+        (".relative:Any", "module .relative cannot be imported"),
+        (path_of("Nothing"), f"module {own.MODULE} has no Nothing"),
+        (path_of("Stranger"), "no subclass of Policy or Selector: derive it"),
+        (path_of("an_instance"), "no subclass of Policy or Selector: derive it"),
+        (path_of("Nameless"), "lacks keep, name: define"),
+        (path_of("Demanding"), "cannot be constructed without arguments (TypeError: "),
+        (path_of("Raising"), "cannot be constructed without arguments (OSError: no file)"),
+    ],
+)
+def test_mistakes_are_named_with_a_remedy(path: str, said: str) -> None:
+    with pytest.raises(ValueError, match="Options: ") as error:
+        parse_config({"policy": path})
+    message = str(error.value)
+    assert message.startswith(f"fastgen option policy={path!r}: ") and "\n" not in message
+    assert said in message
+    assert "or use 'paper', 'coverage', 'full' or package.module:Class" in message
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError('two\\nlines')", "def (:", "import no_such"])
+def test_a_module_that_breaks_is_named(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_policy.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"module broken_policy cannot be imported \(\w+: .+\)"):
+        parse_config({"policy": "broken_policy:Any"})
+
+
+def test_a_file_names_one_of_a_module_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text(
+        f"from {own.MODULE} import Every\n\n\nclass Mine(Every):\n    pass\n"
+    )
+    (tmp_path / "mine.yaml").write_text("policy: beside:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config(str(tmp_path / "mine.yaml"))
+    assert (config.name, config.policy) == ("mine", "beside:Mine")
+    assert isinstance(selector_for(config, AS_CONFIGURED), Ladder)
