@@ -1,0 +1,59 @@
+"""The fenced blocks of README and docs, and the commands in them."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A block, or one command of a shell block."""
+
+    page: str
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text.splitlines()[0][:60]}"
+
+    @property
+    def words(self) -> list[str]:
+        """Of a command, without comments."""
+        return shlex.split(self.text, comments=True)
+
+
+def pages() -> list[Path]:
+    """README and everything in docs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def snippets() -> Iterator[Snippet]:
+    """All that somebody may copy; drawings and formulas are marked as text."""
+    for page in pages():
+        name = str(page.relative_to(ROOT))
+        for language, text in _BLOCK.findall(page.read_text("utf-8")):
+            if language == "text":
+                continue
+            for part in _commands(text) if language == "sh" else [text]:
+                yield Snippet(name, language, part)
+
+
+def _commands(text: str) -> Iterator[str]:
+    """Split a shell block; a command ends with the line in which its quotes do."""
+    command = ""
+    for line in text.splitlines():
+        command += line
+        try:
+            words = shlex.split(command, comments=True)
+        except ValueError:  # an open quote
+            command += "\n"
+            continue
+        if words:
+            yield command
+        command = ""
+    assert not command, f"a quote is open: {command}"
