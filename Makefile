@@ -59,7 +59,7 @@ lint: setup ## Check style and types, as CI does
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 docs: setup ## Build the documentation site into build/site; a broken link or anchor fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 cuda-check: setup ## Compile the CUDA kernels for all GPUs, and check registers, spills and instructions
 	$(BIN)/python -m tests.cuda.gate $(ARGS)

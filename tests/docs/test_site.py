@@ -26,18 +26,46 @@ SUFFIXES = ("_total", "_sum", "_count", "_bucket")
 LOADING = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+def build(config: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What `make docs` does. With --quiet mkdocs would not count warnings."""
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", config, "--site-dir", folder],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    built = build(ROOT / "mkdocs.yml", folder)
     assert built.returncode == 0, built.stderr
     return folder
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ("[other](other.md#here)", None),
+        ("[missing](missing.md)", "'missing.md'"),
+        ("[elsewhere](other.md#missing)", "#missing"),
+        ("[above](#missing)", "#missing"),
+        ("![picture](missing.svg)", "'missing.svg'"),
+        ("[source](../missing.py)", "missing.py"),
+    ],
+)
+def test_a_broken_link_fails(tmp_path: Path, link: str, message: str | None) -> None:
+    config = tmp_path / "mkdocs.yml"
+    pages = {"nav": ["index.md", "other.md"], "hooks": [], "extra_css": [], "plugins": []}
+    config.write_text(yaml.safe_dump({"INHERIT": str(ROOT / "mkdocs.yml"), **pages}))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# Start\n\n{link}\n")
+    (tmp_path / "docs/other.md").write_text("# Other\n\n## Here\n")
+    built = build(config, tmp_path / "site")
+    assert (built.returncode == 0) == (message is None), built.stderr
+    assert message is None or message in built.stderr
 
 
 class Resources(HTMLParser):
