@@ -1,6 +1,6 @@
 """Every command and snippet of README and docs does what it says.
 
-What takes seconds runs as it stands, with another port, and the default model for
+What takes seconds runs as it stands, with another port, a small pool, and the default model for
 `path/or/hub-name`. What takes minutes, root or a GPU is read by the parser of its own program,
 with all its options; the tests of that program run it with smaller numbers.
 """
@@ -33,6 +33,8 @@ from tests.server.test_http import LONG, MODEL
 
 SNIPPETS = list(snippets())
 COMMANDS = [each for each in SNIPPETS if each.language == "sh"]
+#: Options of an engine that needs little memory and starts soon.
+SMALL = "kv_cache_memory_bytes=2**27, enforce_eager=True"
 PLACEHOLDERS = ("path/or/hub-name", "org/model", "path/of/an/lckv/checkpoint")
 
 
@@ -182,6 +184,7 @@ def others(language: str, *marks: str) -> list[Snippet]:
 @pytest.mark.parametrize("snippet", others("python", "client."), ids=str)
 def test_programs(snippet: Snippet, tmp_path: Path, default_model: Path) -> None:
     program = snippet.text.replace("path/or/hub-name", str(default_model))
+    program = program.replace("max_model_len=2048", f"max_model_len=2048, {SMALL}")
     path = tmp_path / "program.py"
     path.write_text(program)
     done = subprocess.run(
