@@ -1,10 +1,13 @@
 """The routes below ``/fastgen``."""
 
+from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fastgen_vllm.api.engine import Engine
 from fastgen_vllm.api.schema import Error, Heads, Profile, ProfileRequest, Running, Status
@@ -40,7 +43,26 @@ _BAD_REQUEST: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "the prompt or an argument is not allowed"}
 }
 
-router = APIRouter(prefix="/fastgen", tags=["FastGen"])
+
+class _Route(APIRoute):
+    """A route all of whose errors have OpenAI's shape.
+
+    For a body that is no text FastAPI raises Starlette's error, which vLLM gives no shape.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def shaped(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except StarletteHTTPException as error:
+                raise HTTPException(error.status_code, error.detail) from error
+
+        return shaped
+
+
+router = APIRouter(prefix="/fastgen", tags=["FastGen"], route_class=_Route)
 
 
 @router.get("/status", responses=_UNAUTHORIZED)
