@@ -39,6 +39,9 @@ AnEngine = Annotated[Engine, Depends(engine_of)]
 _UNAUTHORIZED: dict[int | str, dict[str, Any]] = {
     401: {"model": Error, "description": "the API key is missing or wrong"}
 }
+_STOPPED: dict[int | str, dict[str, Any]] = {
+    503: {"model": Error, "description": "the engine has stopped"}
+}
 _BAD_REQUEST: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "the prompt or an argument is not allowed"}
 }
@@ -71,19 +74,19 @@ async def status(engine: AnEngine) -> Status:
     return engine.status()
 
 
-@router.get("/requests", responses=_UNAUTHORIZED)
+@router.get("/requests", responses=_UNAUTHORIZED | _STOPPED)
 async def requests(engine: AnEngine) -> Running:
     """Running requests: prompt length, kept share, policies. Empty if FastGen is off."""
     return await engine.running()
 
 
-@router.get("/heads", responses=_UNAUTHORIZED)
+@router.get("/heads", responses=_UNAUTHORIZED | _STOPPED)
 async def heads(engine: AnEngine) -> Heads:
     """Per layer and head: policies, mean kept share, recovery. Empty if FastGen is off."""
     return await engine.heads()
 
 
-@router.post("/profile", responses=_UNAUTHORIZED | _BAD_REQUEST)
+@router.post("/profile", responses=_UNAUTHORIZED | _BAD_REQUEST | _STOPPED)
 async def profile(body: ProfileRequest, engine: AnEngine) -> Profile:
     """How a prompt would be compressed, without answering it."""
     return await engine.profile(body)

@@ -43,8 +43,12 @@ class Client:
         self.expected: list[str] = []
         self.generated: list[tuple[list[int], Any]] = []
         self.fails = False
+        self.stops = self.errored = False
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        if self.stops:
+            self.errored = True
+            await asyncio.Event().wait()
         if method == "fastgen_heads":
             return [HEADS]
         if method == "fastgen_requests":

@@ -138,6 +138,16 @@ def test_what_the_engine_refuses_is_told_and_forgotten(registry: CollectorRegist
     assert client.expected == []
 
 
+@pytest.mark.parametrize("path", ["requests", "heads"])
+def test_an_engine_that_stops_leaves_nobody_waiting(path: str, registry: CollectorRegistry) -> None:
+    client = Client("full")
+    client.stops = True
+    with serve(client) as server:
+        answer = server.get(f"/fastgen/{path}")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "the engine has stopped"
+
+
 def test_short_prompts_and_off_are_explained(registry: CollectorRegistry) -> None:
     client = Client("balanced")
     with serve(client) as server:

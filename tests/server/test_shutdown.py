@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import urllib.error
 from pathlib import Path
 
 import openai
@@ -44,6 +45,34 @@ def test_running_streams_finish(tmp_path: Path, default_model: Path) -> None:
         for thread in threads:
             thread.join(120)
         assert finished == [TOKENS] * STREAMS, server.log.read_text()
+        assert server.process.wait(60) == 0, server.log.read_text()
+    finally:
+        server.stop()
+
+
+def test_a_server_that_is_asked_while_it_stops_stops(tmp_path: Path, default_model: Path) -> None:
+    """Calls of the engine are answered, if by an error, when it has gone."""
+    server = Server(tmp_path / "log", *FLAGS)
+    try:
+        server.wait()
+        begun = threading.Event()
+
+        def ask_on() -> None:
+            while True:
+                try:
+                    server.ask("profile", {"prompt": "The quick brown fox " * 150})
+                    server.ask("requests")
+                    begun.set()
+                except (urllib.error.URLError, OSError):
+                    return
+
+        threads = [threading.Thread(target=ask_on) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert begun.wait(120)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(120)
         assert server.process.wait(60) == 0, server.log.read_text()
     finally:
         server.stop()
