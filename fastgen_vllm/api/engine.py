@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import Any
 from uuid import uuid4
 
+from fastapi import HTTPException
 from starlette.datastructures import Headers
 from vllm import SamplingParams
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
@@ -31,6 +32,8 @@ from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
 #: Seconds to wait for an engine that is busy.
 READY_SECONDS = 1.0
+#: How often a call looks whether the engine is still there.
+_LOOK_SECONDS = 1.0
 
 
 class Engine:
@@ -137,10 +140,22 @@ class Engine:
         return found
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method of our worker."""
+        """Call a method of our worker.
+
+        Raises:
+            HTTPException: 503, the engine has stopped; vLLM would wait for ever.
+        """
         if self._config is None:
             return None
-        return (await self._client.collective_rpc(method, args=arguments))[0]
+        call = asyncio.ensure_future(self._client.collective_rpc(method, args=arguments))
+        try:
+            while not call.done():
+                if self._client.errored:
+                    raise HTTPException(503, "the engine has stopped")
+                await asyncio.wait({call}, timeout=_LOOK_SECONDS)
+            return call.result()[0]
+        finally:
+            call.cancel()
 
 
 def _versions() -> dict[str, str]:

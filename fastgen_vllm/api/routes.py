@@ -1,10 +1,13 @@
 """The routes below ``/fastgen``."""
 
+from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fastgen_vllm.api.engine import Engine
 from fastgen_vllm.api.schema import Error, Heads, Profile, ProfileRequest, Ready, Running, Status
@@ -36,6 +39,9 @@ AnEngine = Annotated[Engine, Depends(engine_of)]
 _UNAUTHORIZED: dict[int | str, dict[str, Any]] = {
     401: {"model": Error, "description": "the API key is missing or wrong"}
 }
+_STOPPED: dict[int | str, dict[str, Any]] = {
+    503: {"model": Error, "description": "the engine has stopped"}
+}
 _BAD_REQUEST: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "the prompt or an argument is not allowed"}
 }
@@ -43,7 +49,26 @@ _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
     503: {"model": Error, "description": "no request would be computed now"}
 }
 
-router = APIRouter(prefix="/fastgen", tags=["FastGen"])
+
+class _Route(APIRoute):
+    """A route all of whose errors have OpenAI's shape.
+
+    For a body that is no text FastAPI raises Starlette's error, which vLLM gives no shape.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def shaped(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except StarletteHTTPException as error:
+                raise HTTPException(error.status_code, error.detail) from error
+
+        return shaped
+
+
+router = APIRouter(prefix="/fastgen", tags=["FastGen"], route_class=_Route)
 
 
 @router.get("/ready", responses=_UNAVAILABLE)
@@ -61,19 +86,19 @@ async def status(engine: AnEngine) -> Status:
     return engine.status()
 
 
-@router.get("/requests", responses=_UNAUTHORIZED)
+@router.get("/requests", responses=_UNAUTHORIZED | _STOPPED)
 async def requests(engine: AnEngine) -> Running:
     """Running requests: prompt length, kept share, policies. Empty if FastGen is off."""
     return await engine.running()
 
 
-@router.get("/heads", responses=_UNAUTHORIZED)
+@router.get("/heads", responses=_UNAUTHORIZED | _STOPPED)
 async def heads(engine: AnEngine) -> Heads:
     """Per layer and head: policies, mean kept share, recovery. Empty if FastGen is off."""
     return await engine.heads()
 
 
-@router.post("/profile", responses=_UNAUTHORIZED | _BAD_REQUEST)
+@router.post("/profile", responses=_UNAUTHORIZED | _BAD_REQUEST | _STOPPED)
 async def profile(body: ProfileRequest, engine: AnEngine) -> Profile:
     """How a prompt would be compressed, without answering it."""
     return await engine.profile(body)

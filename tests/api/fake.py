@@ -43,7 +43,7 @@ class Client:
         self.expected: list[str] = []
         self.generated: list[tuple[list[int], Any]] = []
         self.fails = False
-        self.errored = False
+        self.stops = self.errored = False
         self.paused: bool | Exception | None = False  # None: busy, no answer comes
 
     async def is_paused(self) -> bool:
@@ -54,6 +54,9 @@ class Client:
         return bool(self.paused)
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        if self.stops:
+            self.errored = True
+            await asyncio.Event().wait()
         if method == "fastgen_heads":
             return [HEADS]
         if method == "fastgen_requests":

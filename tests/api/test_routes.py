@@ -159,6 +159,14 @@ def test_mistakes_are_told_in_openais_shape(
     assert error["code"] == 400 and error["type"]
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"\x00", b"l\xee\x97J", b"[" * 100_000])
+def test_bodies_that_are_no_json_are_told_in_openais_shape(body: bytes, server: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = server.post("/fastgen/profile", content=body, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == 400
+
+
 def test_what_the_engine_refuses_is_told_and_forgotten(registry: CollectorRegistry) -> None:
     client = Client("full")
     client.fails = True
@@ -167,6 +175,16 @@ def test_what_the_engine_refuses_is_told_and_forgotten(registry: CollectorRegist
     assert answer.status_code == 400
     assert "at most 16 tokens" in answer.json()["error"]["message"]
     assert client.expected == []
+
+
+@pytest.mark.parametrize("path", ["requests", "heads"])
+def test_an_engine_that_stops_leaves_nobody_waiting(path: str, registry: CollectorRegistry) -> None:
+    client = Client("full")
+    client.stops = True
+    with serve(client) as server:
+        answer = server.get(f"/fastgen/{path}")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "the engine has stopped"
 
 
 def test_short_prompts_and_off_are_explained(registry: CollectorRegistry) -> None:

@@ -19,7 +19,7 @@ FLAGS = (
     *("--enable-prompt-tokens-details", "--scheduling-policy", "priority"),
 )
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-SHORT = "What is the capital of France?"
+SHORT = "Name the capital of France. It is"
 #: some 700 tokens
 LONG = " ".join(
     f"Day {day}: the {animal} walked {day * 37 % 11} miles and met {day * 23 % 7} friends."
@@ -31,7 +31,8 @@ OfText = Callable[[str], Case]
 
 _BY_CHANCE = {"id", "item_id", "created", "created_at", "completed_at", "system_fingerprint"}
 #: FastGen computes the last tokens of a cached prompt again; see test_like_stock.py.
-_OF_CACHE = {"cached_tokens", "created_cache_tokens"}
+_OF_CACHE = {"cached_tokens", "created_cache_tokens", "cache_write_tokens"}
+_OF_CACHE |= {"cache_creation_input_tokens", "cache_read_input_tokens"}
 #: of a stream's events, put together
 _PIECES = {"content", "text", "arguments", "reasoning"}
 
@@ -263,7 +264,6 @@ REST: dict[str, Case] = {
     "negative token": complete([-1]),
     "empty prompt": complete(""),
     "no prompt": request("POST", COMPLETIONS, {"model": MODEL}),
-    "prompt and answer too long": complete([500] * 2045, max_tokens=4),
     "prompt too long": complete([500] * 2100),
     "prompt too long, streamed": complete([500] * 2100, stream=True),
     "chat too long": chat(LONG * 4),
@@ -302,7 +302,8 @@ REST: dict[str, Case] = {
 
 LONG_REST: dict[str, Case] = {
     "several prompts": complete([SHORT, "One, two,", LONG]),
-    "prompt that just fits": complete([500] * 2044, max_tokens=4),
+    "prompt and answer that just fit": complete([500] * 2044, max_tokens=4),
+    "answer that does not": complete([500] * 2045, max_tokens=4),
 }
 
 #: prompts of less than 512 tokens, and some that are long enough to be compressed

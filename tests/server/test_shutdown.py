@@ -79,3 +79,31 @@ def test_an_end_that_is_too_short_is_an_end(tmp_path: Path, default_model: Path)
         assert server.process.wait(60) == 0, server.log.read_text()
     finally:
         server.stop()
+
+
+def test_a_server_that_is_asked_while_it_stops_stops(tmp_path: Path, default_model: Path) -> None:
+    """Calls of the engine are answered, if by an error, when it has gone."""
+    server = Server(tmp_path / "log", *FLAGS)
+    try:
+        server.wait()
+        begun = threading.Event()
+
+        def ask_on() -> None:
+            while True:
+                try:
+                    server.ask("profile", {"prompt": "The quick brown fox " * 150})
+                    server.ask("requests")
+                    begun.set()
+                except (urllib.error.URLError, OSError):
+                    return
+
+        threads = [threading.Thread(target=ask_on) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert begun.wait(120)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(120)
+        assert server.process.wait(60) == 0, server.log.read_text()
+    finally:
+        server.stop()
