@@ -4,10 +4,15 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+#: A line that sets a variable for the command below it.
+_ASSIGNMENT = re.compile(r"^[a-z]+=.*\n")
+_VARIABLE = re.compile(r"[A-Z_]+=\S*")
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,9 @@ class Snippet:
 
     @property
     def words(self) -> list[str]:
-        """Of a command, without comments."""
-        return shlex.split(self.text, comments=True)
+        """Of a command, without comments and variables that it sets."""
+        words = shlex.split(_ASSIGNMENT.sub("", self.text), comments=True)
+        return list(dropwhile(_VARIABLE.fullmatch, words))
 
 
 def pages() -> list[Path]:
@@ -44,13 +50,16 @@ def snippets() -> Iterator[Snippet]:
 
 
 def _commands(text: str) -> Iterator[str]:
-    """Split a shell block; a command ends with the line in which its quotes do."""
+    """Split a shell block; a command begins with what it needs and ends when its quotes do."""
     command = ""
     for line in text.splitlines():
         command += line
         try:
             words = shlex.split(command, comments=True)
         except ValueError:  # an open quote
+            command += "\n"
+            continue
+        if _ASSIGNMENT.match(f"{line}\n"):
             command += "\n"
             continue
         if words:

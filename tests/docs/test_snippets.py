@@ -83,10 +83,9 @@ def check_fastgen(command: Snippet, folder: Path, model: Path) -> None:
     words = command.words
     match words[1]:
         case "serve":
-            given = [str(own_preset(folder)) if w == "my.yaml" else w for w in words[2:]]
-            assert serve_arguments(given, model).additional_config
+            assert serve_arguments(with_presets(words[2:], folder), model).additional_config
         case "eval":
-            given = [str(own_preset(folder)) if w == "my.yaml" else w for w in words[2:]]
+            given = with_presets(words[2:], folder)
             evaluation.settings_of(evaluation.parser().parse_args(given))
         case "check":
             assert "vLLM" in run_shell(command.text, folder)
@@ -99,12 +98,14 @@ def check_fastgen(command: Snippet, folder: Path, model: Path) -> None:
             pytest.fail(f"no such command: {other}")
 
 
-def own_preset(folder: Path) -> Path:
-    """The options that docs/presets.md calls my.yaml."""
-    (text,) = [s.text for s in SNIPPETS if s.page == "docs/presets.md" and s.language == "yaml"]
-    path = folder / "my.yaml"
-    path.write_text(text)
-    return path
+def with_presets(words: list[str], folder: Path) -> list[str]:
+    """Make the YAML files that a command names, and name them where they are."""
+    (shown,) = [s.text for s in SNIPPETS if s.page == "docs/presets.md" and s.language == "yaml"]
+    (folder / "my.yaml").write_text(shown)
+    for written in COMMANDS:
+        if written.words[0] == "echo":
+            run_shell(f"cd {shlex.quote(str(folder))}\n{written.text}", folder)
+    return [str(folder / word) if (folder / word).is_file() else word for word in words]
 
 
 def check_make(command: Snippet) -> None:
@@ -157,18 +158,24 @@ def check_pip(command: Snippet) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_commands(
-    command: Snippet, request: pytest.FixtureRequest, tmp_path: Path, default_model: Path
+    command: Snippet,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    default_model: Path,
 ) -> None:
-    words = [word for word in command.words if not re.fullmatch(r"[A-Z_]+=\S*", word)]
+    if command.text.startswith("PYTHONPATH=examples "):
+        monkeypatch.syspath_prepend(ROOT / "examples")
     checks: dict[str, Callable[[], None]] = {
         "curl": lambda: ask(command, request.getfixturevalue("server"), tmp_path),
         "docker": lambda: check_docker(command, default_model),
+        "echo": lambda: None,  # what it writes is read by the commands after it
         "fastgen-vllm": lambda: check_fastgen(command, tmp_path, default_model),
         "make": lambda: check_make(command),
         "pip": lambda: check_pip(command),
         "python": lambda: check_python(command, tmp_path),
     }
-    checks[Path(words[0]).name]()
+    checks[Path(command.words[0]).name]()
 
 
 def of(language: str, *marks: str) -> list[Snippet]:
