@@ -54,8 +54,9 @@ def test_running_streams_finish(tmp_path: Path, default_model: Path) -> None:
 
 
 def test_an_end_that_is_too_short_is_an_end(tmp_path: Path, default_model: Path) -> None:
-    """While it drains no request is taken, and streams that do not finish do not keep it."""
-    server = Server(tmp_path / "log", *FLAGS, "--shutdown-timeout", "3")
+    """A full server and one that drains take no request; streams that hang on do not keep it."""
+    limits = ("--shutdown-timeout", "3", "--max-num-queued-reqs", "1")
+    server = Server(tmp_path / "log", *FLAGS, *limits)
     try:
         server.wait()
         assert server.ask("ready") == {"ready": True}
@@ -65,6 +66,10 @@ def test_an_end_that_is_too_short_is_an_end(tmp_path: Path, default_model: Path)
         )
         pieces = iter(stream)
         next(pieces)
+        with pytest.raises(openai.InternalServerError, match="try again later") as full:
+            client.completions.create(model=MODEL, prompt="2", max_tokens=1)
+        assert full.value.status_code == 503
+        assert int(full.value.response.headers["Retry-After"]) > 0
         server.process.send_signal(signal.SIGTERM)
         while "shutdown triggered" not in server.log.read_text():
             next(pieces)
