@@ -74,7 +74,7 @@ def difference(ours: Any, stocks: Any, where: str = "") -> str | None:
 
 
 @pytest.mark.parametrize("name", SHORT_CASES)
-@pytest.mark.parametrize("preset", ["full", "balanced"])
+@pytest.mark.parametrize("preset", ["full", pytest.param("balanced", marks=pytest.mark.slow)])
 def test_short_prompts(preset: str, name: str, sides: dict[str, Side]) -> None:
     case = SHORT_CASES[name]
     assert difference(sides[preset].ask(case), sides["stock"].ask(case)) is None
