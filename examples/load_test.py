@@ -1,4 +1,4 @@
-"""A small load test over HTTP: FastGen beside stock vLLM, about two minutes on two cores.
+"""A small load test over HTTP: FastGen beside stock vLLM, a few minutes on two cores.
 
     python examples/load_test.py
     python examples/load_test.py --rounds 3 --fastgen quarter       # more options of benchmark.py
