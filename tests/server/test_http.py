@@ -145,11 +145,12 @@ def test_bad_option_is_a_400(
 ) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, endpoint, stream, extra)
-    error = caught.value
-    assert (error.status_code, error.code, error.param) == (400, 400, parameter)
-    assert error.type == "BadRequestError"
-    assert f"{parameter}={extra[parameter]!r} is not allowed" in error.message
-    assert legal in error.message
+    assert (caught.value.status_code, caught.value.param) == (400, parameter)
+    body = caught.value.body
+    assert isinstance(body, dict)
+    assert (body["type"], body["code"]) == ("BadRequestError", 400)
+    assert f"{parameter}={extra[parameter]!r} is not allowed" in body["message"]
+    assert legal in body["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
