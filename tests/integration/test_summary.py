@@ -95,11 +95,23 @@ def test_answers_say_nothing_unasked(engine: Engine) -> None:
     assert run(engine, prompts, fastgen_report="off") == [None, None]
 
 
-def test_log_has_every_request(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Lines(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[dict[str, Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(json.loads(record.getMessage()))
+
+
+def test_log_has_every_request(tiny_llama: Path) -> None:
     """Those that end, are aborted and were preempted."""
     engine = make_engine(tiny_llama, num_gpu_blocks_override=40, max_model_len=1024)
     requests = logging.getLogger("vllm.fastgen.requests")
-    requests.addHandler(caplog.handler)
+    log = Lines()
+    requests.addHandler(log)
     try:
         prompts = random_prompts([600, 50, 600, 600, 600])
         ids = [engine.add(p, max_tokens=200, detokenize=False) for p in prompts]
@@ -107,11 +119,7 @@ def test_log_has_every_request(tiny_llama: Path, caplog: pytest.LogCaptureFixtur
             engine.step()
         engine.llm.abort_request([ids[0]])
         engine.run()
-        lines = [
-            json.loads(record.getMessage())
-            for record in caplog.records
-            if record.name == requests.name
-        ]
+        lines = log.found
         by_id = {line["request_id"]: line for line in lines}
         assert sorted(by_id) == ids and len(lines) == len(ids)
         assert by_id[ids[0]]["finish_reason"] == "abort"
@@ -121,5 +129,5 @@ def test_log_has_every_request(tiny_llama: Path, caplog: pytest.LogCaptureFixtur
             assert by_id[request_id]["answer_tokens"] == 200
         assert sum(line["preemptions"] for line in lines) == engine.preemptions > 0
     finally:
-        requests.removeHandler(caplog.handler)
+        requests.removeHandler(log)
         engine.close()
