@@ -28,7 +28,7 @@ from fastgen_vllm.integration.summary import SUMMARY_KEY, RequestSummary
 from fastgen_vllm.selfcheck import __main__ as selfcheck
 from fastgen_vllm.server import cli
 from tests.docs.snippets import ROOT, Snippet, snippets
-from tests.server.running import FLAGS, Server
+from tests.server.running import FLAGS, Server, served
 from tests.server.test_http import LONG, MODEL
 
 SNIPPETS = list(snippets())
@@ -40,12 +40,8 @@ PLACEHOLDERS = ("path/or/hub-name", "org/model", "path/of/an/lckv/checkpoint")
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("snippets") / "log", *FLAGS)
-    try:
-        server.wait()
+    with served(tmp_path_factory.mktemp("snippets") / "log", *FLAGS) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def run_shell(text: str, folder: Path) -> str:

@@ -5,18 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.running import FLAGS, Server
+from tests.server.running import FLAGS, Server, served
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
     """A server as the examples expect it, but small."""
-    server = Server(tmp_path_factory.mktemp("server") / "log", *FLAGS)
-    try:
-        server.wait()
+    with served(tmp_path_factory.mktemp("server") / "log", *FLAGS) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,14 @@ class Server:
             lines = response.read().decode().splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line.startswith("fastgen_"))
         return {name: float(value) for name, value in pairs}
+
+
+@contextmanager
+def served(log: Path, *flags: str, stock: bool = False) -> Iterator[Server]:
+    """A server that answers, and is stopped in the end; arguments as of `Server`."""
+    server = Server(log, *flags, stock=stock)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()

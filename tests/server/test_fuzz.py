@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.server.features import KEY, MODEL
-from tests.server.running import FLAGS, Server
+from tests.server.running import FLAGS, Server, served
 
 COMMAND = Path(sys.executable).with_name("schemathesis")
 #: answers of few tokens, so that thousands of requests take minutes
@@ -43,23 +43,15 @@ class Failure(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("ours") / "log", "--fastgen", "full", *COMMON)
-    try:
-        server.wait()
+    with served(tmp_path_factory.mktemp("ours") / "log", "--fastgen", "full", *COMMON) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
     named = ("--model", str(default_model), "--served-model-name", MODEL)
-    server = Server(tmp_path_factory.mktemp("stock") / "log", *COMMON, *named, stock=True)
-    try:
-        server.wait()
+    with served(tmp_path_factory.mktemp("stock") / "log", *COMMON, *named, stock=True) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def failures(server: Server, directory: Path, *options: str) -> set[Failure]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.server.running import FLAGS, Server
+from tests.server.running import FLAGS, Server, served
 
 MODEL = "smollm2-135m-instruct"
 LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
@@ -19,12 +19,8 @@ LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server") / "log", *FLAGS)
-    try:
-        server.wait()
+    with served(tmp_path_factory.mktemp("server") / "log", *FLAGS) as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture

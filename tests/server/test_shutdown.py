@@ -10,16 +10,14 @@ import httpx
 import openai
 import pytest
 
-from tests.server.running import FLAGS, Server
+from tests.server.running import FLAGS, served
 from tests.server.test_http import MODEL
 
 STREAMS, TOKENS = 8, 150
 
 
 def test_running_streams_finish(tmp_path: Path, default_model: Path) -> None:
-    server = Server(tmp_path / "log", *FLAGS)
-    try:
-        server.wait()
+    with served(tmp_path / "log", *FLAGS) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         begun = threading.Barrier(STREAMS + 1)
         finished: list[int] = []
@@ -49,16 +47,12 @@ def test_running_streams_finish(tmp_path: Path, default_model: Path) -> None:
             thread.join(120)
         assert finished == [TOKENS] * STREAMS, server.log.read_text()
         assert server.process.wait(60) == 0, server.log.read_text()
-    finally:
-        server.stop()
 
 
 def test_an_end_that_is_too_short_is_an_end(tmp_path: Path, default_model: Path) -> None:
     """A full server and one that drains take no request; streams that hang on do not keep it."""
     limits = ("--shutdown-timeout", "3", "--max-num-queued-reqs", "1")
-    server = Server(tmp_path / "log", *FLAGS, *limits)
-    try:
-        server.wait()
+    with served(tmp_path / "log", *FLAGS, *limits) as server:
         assert server.ask("ready") == {"ready": True}
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         stream = client.completions.create(
@@ -82,15 +76,11 @@ def test_an_end_that_is_too_short_is_an_end(tmp_path: Path, default_model: Path)
             for _ in pieces:
                 pass
         assert server.process.wait(60) == 0, server.log.read_text()
-    finally:
-        server.stop()
 
 
 def test_a_server_that_is_asked_while_it_stops_stops(tmp_path: Path, default_model: Path) -> None:
     """Calls of the engine are answered, if by an error, when it has gone."""
-    server = Server(tmp_path / "log", *FLAGS)
-    try:
-        server.wait()
+    with served(tmp_path / "log", *FLAGS) as server:
         begun = threading.Event()
 
         def ask_on() -> None:
@@ -110,5 +100,3 @@ def test_a_server_that_is_asked_while_it_stops_stops(tmp_path: Path, default_mod
         for thread in threads:
             thread.join(120)
         assert server.process.wait(60) == 0, server.log.read_text()
-    finally:
-        server.stop()
