@@ -21,6 +21,8 @@ from fastgen_vllm.request import ENABLED, GENERATED, KEEP, POLICY, PREFIX, RECOV
 Share = float  # from 0 to 1
 
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+#: Two options are of this policy only.
+_OTHER_POLICY: dict[str, Any] = {"properties": {POLICY: {"not": {"const": "coverage"}}}}
 #: What `RequestOptions` takes, for readers of the schema; it says itself what is wrong.
 _ARGUMENTS: dict[str, Any] = {
     "properties": {
@@ -37,7 +39,12 @@ _ARGUMENTS: dict[str, Any] = {
         POLICY: {"enum": list(get_args(PolicyName))},
     },
     "additionalProperties": False,
-    "not": {"anyOf": [{"required": [KEEP, other]} for other in (RECOVERY, POLICY)]},
+    "not": {
+        "anyOf": [
+            {"required": [KEEP, RECOVERY]},
+            *({"required": [option, POLICY], **_OTHER_POLICY} for option in (KEEP, GENERATED)),
+        ]
+    },
 }
 #: One of the two; the other may be null.
 _TEXT_OR_CHAT: list[Any] = [
