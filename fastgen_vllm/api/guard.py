@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastgen_vllm.api.routes import STATE_KEY
+from fastgen_vllm.api.routes import served_engine
 from fastgen_vllm.api.schema import Error, ErrorDetails
 from fastgen_vllm.request import RequestOptionError, RequestOptions
 
@@ -44,9 +44,7 @@ def _may_have_arguments(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     content_type = Headers(scope=scope).get("content-type", "")
-    return content_type.startswith("application/json") and bool(
-        getattr(scope["app"].state, STATE_KEY).is_on
-    )
+    return content_type.startswith("application/json") and served_engine(scope["app"]).is_on
 
 
 async def _receive_body(receive: Receive) -> tuple[list[Message], bytes]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from importlib.resources import files
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -21,13 +21,19 @@ _POLICY = (
 )
 
 
+def served_engine(app: FastAPI) -> Engine:
+    """The engine that the plugin left with the application."""
+    engine: Engine = getattr(app.state, STATE_KEY)
+    return engine
+
+
 def engine_of(request: Request) -> Engine:
     """The engine, for requests that carry the server's API key.
 
     Raises:
         HTTPException: 401 without the key.
     """
-    engine: Engine = getattr(request.app.state, STATE_KEY)
+    engine = served_engine(request.app)
     if not engine.admits(request.headers):
         raise HTTPException(
             401, "this server wants its API key: send the header Authorization: Bearer KEY"
@@ -74,8 +80,7 @@ router = APIRouter(prefix="/fastgen", tags=["FastGen"], route_class=_Route)
 @router.get("/ready", responses=_UNAVAILABLE)
 async def ready(request: Request) -> Ready:
     """Whether a new request would be computed now; for probes, without a key."""
-    engine: Engine = getattr(request.app.state, STATE_KEY)
-    if not await engine.ready():
+    if not await served_engine(request.app).ready():
         raise HTTPException(503, "the engine is paused, is shutting down or has died")
     return Ready()
 

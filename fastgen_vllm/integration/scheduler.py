@@ -157,7 +157,10 @@ class PerHeadScheduling(Scheduler):
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        summary = None if self._manager is None else self._summary(request, self._manager)
+        answers = _wants_report(request)
+        summary = None
+        if self._manager is not None and (answers or self._fastgen.log_requests):
+            summary = self._summary(request, self._manager)
         self._pending.pop(request.request_id, None)
         self._plans.pop(request.request_id, None)
         if (reason := self._uncompacted.pop(request.request_id, None)) is not None:
@@ -165,7 +168,7 @@ class PerHeadScheduling(Scheduler):
         if summary is not None and self._fastgen.log_requests:
             summary.log(external_id(request.request_id), str(request.get_finished_reason()))
         answer, encoder_answer = super()._free_request(request, delay_free_blocks)
-        if summary is not None and _wants_report(request):
+        if summary is not None and answers:
             answer = summary.to_answer()
         return answer, encoder_answer
 

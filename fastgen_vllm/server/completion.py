@@ -5,7 +5,12 @@ import argparse
 import shtab
 
 from fastgen_vllm.evaluation.cli import parser as eval_parser
-from fastgen_vllm.server.parsers import SHELLS, add_serve_arguments
+from fastgen_vllm.server.parsers import (
+    EVAL_HELP,
+    SERVE_HELP,
+    add_plain_commands,
+    add_serve_arguments,
+)
 
 
 def script(shell: str) -> str:
@@ -20,18 +25,15 @@ def script(shell: str) -> str:
     parser = FlexibleArgumentParser(prog="fastgen-vllm")
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers(parser_class=FlexibleArgumentParser)
-    serve = commands.add_parser("serve", help="serve a model over HTTP")
+    serve = commands.add_parser("serve", help=SERVE_HELP)
     make_arg_parser(serve)
     add_serve_arguments(serve)
     _complete_files(serve, ("--config", "--fastgen", "--chat-template"))
     evaluation = commands.add_parser(
-        "eval", help="measure what compression costs", parents=[eval_parser()], add_help=False
+        "eval", help=EVAL_HELP, parents=[eval_parser()], add_help=False
     )
     _complete_files(evaluation, ("--preset", "--json"))
-    commands.add_parser("check", help="tell whether this machine has what FastGen needs")
-    commands.add_parser("completion", help="print this script").add_argument(
-        "shell", choices=SHELLS
-    )
+    add_plain_commands(commands)
     return str(shtab.complete(parser, shell))
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -12,6 +12,8 @@ from fastgen_vllm.server.arguments import DEFAULT, OFF
 
 USAGE = "fastgen-vllm serve [MODEL] [--fastgen PRESET|FILE.yaml|off] [any `vllm serve` option]"
 SHELLS = ("bash", "zsh")
+SERVE_HELP = "serve a model over HTTP"
+EVAL_HELP = "measure what compression costs"
 MODEL_HELP = f"directory or hub name of the model; by default the embedded {MODEL_NAME}"
 _DESCRIPTION = f"""\
 Serve a model with vLLM's own OpenAI-compatible server and FastGen's KV-cache compression.
@@ -32,14 +34,19 @@ def main_parser(version: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastgen-vllm {version}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    commands.add_parser("serve", help="serve a model over HTTP", usage=USAGE, add_help=False)
-    commands.add_parser("eval", help="measure what compression costs", add_help=False)
+    commands.add_parser("serve", help=SERVE_HELP, usage=USAGE, add_help=False)
+    commands.add_parser("eval", help=EVAL_HELP, add_help=False)
+    add_plain_commands(commands)
+    return parser
+
+
+def add_plain_commands(commands: "argparse._SubParsersAction[Any]") -> None:
+    """Add the commands that are parsed by the parser of everything."""
     commands.add_parser("check", help="tell whether this machine has what FastGen needs")
     completion = commands.add_parser(
         "completion", help="print a script for your shell's completion"
     )
     completion.add_argument("shell", choices=SHELLS)
-    return parser
 
 
 def serve_help_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,10 @@ from fastgen_vllm.integration.options import _REFUSALS
 from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.pages import StreamPlan, StreamSize
 from fastgen_vllm.policy import Choice, Important
+from tests.metrics import base_of, defined_metrics, metrics_in
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-SUFFIXES = ("_total", "_sum", "_count", "_bucket")
 #: Tags that load what they name, and the attribute that names it.
 LOADING = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
 
@@ -121,19 +120,6 @@ def section(page: str, heading: str) -> str:
     return re.split(rf"^#{{1,{len(level)}}} ", text, flags=re.MULTILINE)[0]
 
 
-def metrics_that_exist() -> set[str]:
-    """Ours and vLLM's, by the sources that define them, without suffixes."""
-    vllm = find_spec("vllm")
-    assert vllm is not None and vllm.origin is not None
-    theirs = (Path(vllm.origin).parent / "v1/metrics/loggers.py").read_text()
-    ours = (ROOT / "fastgen_vllm/integration/metrics.py").read_text()
-    return set(re.findall(r'"(vllm:\w+)"', theirs)) | set(re.findall(r'"(fastgen_\w+)"', ours))
-
-
-def base_of(metric: str) -> str:
-    return next((metric.removesuffix(end) for end in SUFFIXES if metric.endswith(end)), metric)
-
-
 def test_alerts_ask_for_metrics_that_exist() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", section("operating.md", "## Alert rules"), re.DOTALL)
     (group,) = yaml.safe_load(text)["groups"]
@@ -141,17 +127,17 @@ def test_alerts_ask_for_metrics_that_exist() -> None:
     for rule in group["rules"]:
         assert rule["alert"] and rule["annotations"]["summary"]
         assert rule["expr"].count("(") == rule["expr"].count(")")
-        used |= set(re.findall(r"\b(?:vllm:|fastgen_)\w+", rule["expr"]))
+        used |= metrics_in(rule["expr"])
         for reason in re.findall(r'reason="(\w+)"', rule["expr"]):
             assert reason in set(Uncompacted)
     assert len(used) > 6
-    assert {base_of(metric) for metric in used} <= metrics_that_exist()
+    assert {base_of(metric) for metric in used} <= defined_metrics()
 
 
 def test_every_metric_and_every_reason_is_explained() -> None:
     rows = tables_of(section("operating.md", "## Metrics"))
     named = {base_of(re.sub(r"\{.*", "", row[0].strip("`"))) for row in rows[2:]}
-    assert named == {metric for metric in metrics_that_exist() if metric.startswith("fastgen_")}
+    assert named == {metric for metric in defined_metrics() if metric.startswith("fastgen_")}
     rows = tables_of(section("troubleshooting.md", "## A request was not compacted"))
     assert {row[0].strip("`") for row in rows[2:]} == set(Uncompacted)
 
