@@ -110,6 +110,8 @@ def test_log_has_every_request(tiny_llama: Path) -> None:
     """Those that end, are aborted and were preempted."""
     engine = make_engine(tiny_llama, num_gpu_blocks_override=40, max_model_len=1024)
     requests = logging.getLogger("vllm.fastgen.requests")
+    # vLLM's level was set when it was imported, maybe by a command that wants quiet.
+    requests.setLevel(logging.INFO)
     log = Lines()
     requests.addHandler(log)
     try:
@@ -130,4 +132,5 @@ def test_log_has_every_request(tiny_llama: Path) -> None:
         assert sum(line["preemptions"] for line in lines) == engine.preemptions > 0
     finally:
         requests.removeHandler(log)
+        requests.setLevel(logging.NOTSET)
         engine.close()
