@@ -58,10 +58,11 @@ def copy_for(
     records[:, HeadField.LENGTH] = kept_count.int()
     kept_start = torch.zeros(num_heads + 1, dtype=torch.int64)
     torch.cumsum(kept_count, 0, out=kept_start[1:])
+    head, kept = keep.nonzero(as_tuple=True)
     return CompactionCopy(
-        kept=keep.nonzero()[:, 1].int(),
+        kept=kept.int(),
         kept_start=kept_start,
-        kept_value=value[keep],
+        kept_value=value[head, kept],
         records=records.view_as(plan.records),
     )
 

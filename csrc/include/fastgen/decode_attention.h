@@ -159,6 +159,9 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
     for (int t = 0; t < slots; t += kTile) {
       dot_tile(rows, group, d, page + t, slots, next + t, a.scale, scores + t, score_stride);
     }
+    // Memory stays busy while scores become weights. That `weigh_page` asks for the same lines
+    // again is measured to be worth it (docs/benchmarks.md).
+    for (int64_t i = 0; i < half_page; i += kTile) prefetch_span<kTile>(next + half_page + i);
     for (int g = 0; g < group; ++g) {
       float* s = scores + g * score_stride;
       for (int t = tokens; t < slots; ++t) s[t] = kLowest;
