@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import dropwhile
@@ -47,6 +48,20 @@ def snippets() -> Iterator[Snippet]:
                 continue
             for part in _commands(text) if language == "sh" else [text]:
                 yield Snippet(name, language, part)
+
+
+def save_presets(folder: Path) -> None:
+    """Make the YAML files that commands name, as the docs show them."""
+    (shown,) = [s for s in snippets() if s.page == "docs/presets.md" and s.language == "yaml"]
+    (folder / "my.yaml").write_text(shown.text)
+    for written in commands():
+        if written.words[0] == "echo":
+            subprocess.run(["bash", "-c", written.text], cwd=folder, check=True)
+
+
+def commands() -> list[Snippet]:
+    """The commands of all shell blocks."""
+    return [each for each in snippets() if each.language == "sh"]
 
 
 def _commands(text: str) -> Iterator[str]:

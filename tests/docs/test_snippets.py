@@ -1,8 +1,8 @@
 """Every command and snippet of README and docs does what it says.
 
 What takes seconds runs as it stands, with another port, a small pool, and the default model for
-`path/or/hub-name`. What takes minutes, root or a GPU is read by the parser of its own program,
-with all its options; the tests of that program run it with smaller numbers.
+`path/or/hub-name`. What takes minutes is read by the parser of its own program, with all its
+options; `test_long_commands.py` runs it. What needs root is run by `docker/check.sh`.
 """
 
 import json
@@ -27,12 +27,12 @@ from fastgen_vllm.evaluation import cli as evaluation
 from fastgen_vllm.integration.summary import SUMMARY_KEY, RequestSummary
 from fastgen_vllm.selfcheck import __main__ as selfcheck
 from fastgen_vllm.server import cli
-from tests.docs.snippets import ROOT, Snippet, snippets
+from tests.docs.snippets import ROOT, Snippet, commands, save_presets, snippets
 from tests.server.running import FLAGS, Server, served
 from tests.server.test_http import LONG, MODEL
 
 SNIPPETS = list(snippets())
-COMMANDS = [each for each in SNIPPETS if each.language == "sh"]
+COMMANDS = commands()
 #: Options of an engine that needs little memory and starts soon.
 SMALL = "kv_cache_memory_bytes=2**27, enforce_eager=True"
 PLACEHOLDERS = ("path/or/hub-name", "org/model", "path/of/an/lckv/checkpoint")
@@ -95,12 +95,8 @@ def check_fastgen(command: Snippet, folder: Path, model: Path) -> None:
 
 
 def with_presets(words: list[str], folder: Path) -> list[str]:
-    """Make the YAML files that a command names, and name them where they are."""
-    (shown,) = [s.text for s in SNIPPETS if s.page == "docs/presets.md" and s.language == "yaml"]
-    (folder / "my.yaml").write_text(shown)
-    for written in COMMANDS:
-        if written.words[0] == "echo":
-            run_shell(f"cd {shlex.quote(str(folder))}\n{written.text}", folder)
+    """Name the YAML files of a command where they are."""
+    save_presets(folder)
     return [str(folder / word) if (folder / word).is_file() else word for word in words]
 
 

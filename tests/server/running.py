@@ -21,6 +21,19 @@ START_SECONDS = 300
 FLAGS = ("--enforce-eager", "--max-model-len", "2048", "--kv-cache-memory-bytes", "134217728")
 
 
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when a server answers; fail with its log if its process ends before."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"no answer in {START_SECONDS} s:\n{log.read_text()}")
+
+
 class Server:
     """A `fastgen-vllm serve` process, or one of vLLM alone.
 
@@ -48,15 +61,7 @@ class Server:
 
     def wait(self) -> None:
         """Return when the server answers; fail with its log if it ends before."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5)
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        pytest.fail(f"no answer in {START_SECONDS} s:\n{self.log.read_text()}")
+        wait_for(self.url, self.process, self.log)
 
     @property
     def url(self) -> str:
