@@ -11,6 +11,8 @@ from fastgen_vllm.pages.plan import StreamPlan
 from fastgen_vllm.policy.base import Choice
 from fastgen_vllm.profile.prompt import PromptProfile
 
+_TIER = 2.0**40  # above every position and average; sums are exact
+
 
 class CompactionCopy(NamedTuple):
     """Arguments of the ``compact`` op for one request, all layers and heads."""
@@ -53,7 +55,7 @@ def copy_for(
     protected = (records[:, HeadField.PROTECTS, None] & token_class) != 0
     value.masked_fill_(protected, math.inf)
 
-    _free_excess(keep, value, position, plan, records)
+    free_excess(keep, value, position, plan.capacity(num_stored).flatten(), records)
     kept_count = keep.sum(-1)
     records[:, HeadField.LENGTH] = kept_count.int()
     kept_start = torch.zeros(num_heads + 1, dtype=torch.int64)
@@ -67,29 +69,43 @@ def copy_for(
     )
 
 
-def _free_excess(
-    keep: Tensor, value: Tensor, position: Tensor, plan: StreamPlan, records: Tensor
+def free_excess(
+    keep: Tensor, value: Tensor, position: Tensor, capacity: Tensor, records: Tensor
 ) -> None:
     """Drop from `keep`, in place, what exceeds the capacity of its head.
 
     The order is that of the ``store`` op: unprotected tokens outside the window first, least
     average attention (or oldest) first; then unprotected ones in the window, oldest first;
     then protected ones, oldest first.
+
+    Args:
+        keep: [heads, T] bool.
+        value: [heads, T] float32, as `CompactionCopy.kept_value`.
+        position: [T] int64, from 0.
+        capacity: [heads] int64, tokens that fit.
+        records: [heads, len(HeadField)] int32.
     """
-    num_stored = len(position)
-    capacity = plan.capacity(num_stored).flatten()
-    over = keep.sum(-1) > capacity
-    for head in over.nonzero()[:, 0].tolist():
-        tokens = keep[head].nonzero()[:, 0]
-        record = records[head].tolist()
-        viewers = num_stored - tokens.clamp_min(record[HeadField.OBSERVED_FROM])
-        average = value[head, tokens] / viewers
-        is_protected = average == math.inf
-        in_window = tokens >= num_stored - record[HeadField.WINDOW]
-        tier = is_protected.long() * 2 + (in_window & ~is_protected).long()
-        by_value = (tier == 0) & StoreRule(record[HeadField.RULE]).values_tokens
-        rank = torch.where(by_value, average.double(), tokens.double())
-        # Lexicographic by (tier, rank, age): sorts are stable and `tokens` ascends.
-        order = torch.sort(rank, stable=True).indices
-        order = order[torch.sort(tier[order], stable=True).indices]
-        keep[head, tokens[order[: len(tokens) - int(capacity[head])]]] = False
+    over = (keep.sum(-1) > capacity).nonzero()[:, 0]
+    if len(over) == 0:
+        return
+    rank = _rank(value[over], position, records[over])
+    rank.masked_fill_(~keep[over], math.inf)
+    excess = (keep[over].sum(-1) - capacity[over])[:, None]
+    least = rank.topk(int(excess.max()), largest=False).values
+    last = least.gather(1, excess - 1)  # of those that go
+    goes, may_go = rank < last, rank == last
+    goes |= may_go & (may_go.cumsum(-1) <= excess - goes.sum(-1, keepdim=True))  # oldest first
+    keep[over] &= ~goes
+
+
+def _rank(value: Tensor, position: Tensor, records: Tensor) -> Tensor:
+    """Return [heads, T] float64 numbers, least for what goes first; equal ones go by age."""
+    field = {name: records[:, name, None] for name in HeadField}
+    viewers = len(position) - torch.maximum(position, field[HeadField.OBSERVED_FROM])
+    average = value / viewers
+    is_protected = average == math.inf
+    in_window = position >= len(position) - field[HeadField.WINDOW]
+    tier = is_protected * 2 + (in_window & ~is_protected)
+    valued = torch.tensor([rule for rule in StoreRule if rule.values_tokens], dtype=torch.int32)
+    by_value = (tier == 0) & torch.isin(field[HeadField.RULE], valued)
+    return tier * _TIER + torch.where(by_value, average.double(), position.double())

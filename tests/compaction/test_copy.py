@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastgen_vllm.compaction import copy_for
-from fastgen_vllm.geometry import CacheGeometry, HeadField, TokenClass
+from fastgen_vllm.compaction.copy import free_excess
+from fastgen_vllm.geometry import CacheGeometry, HeadField, StoreRule, TokenClass
 from fastgen_vllm.pages import StreamPlan
 from fastgen_vllm.policy import Choice, Frequent, Full, Important, Local, Policy, Special
 from tests.profiles import make_profile
@@ -121,3 +122,34 @@ def test_heads_that_go_by_energy_start_from_it() -> None:
     assert values[7] == 3.0 and values[39] == 0.25
     average = float(energy.sum()) / 40 / 40
     assert values[40] == pytest.approx(2 * average) and values[41] == pytest.approx(average)
+
+
+@pytest.mark.parametrize("excess", [2, 300])
+def test_many_heads_give_way_by_tier_rank_and_age(excess: int) -> None:
+    """As one sorts them by hand; values of few kinds, so that age decides too."""
+    random = torch.Generator().manual_seed(excess)
+    heads, num_tokens = 40, 500
+    rules = torch.randint(0, 4, (heads,), generator=random).int()
+    windows = torch.randint(0, 200, (heads,), generator=random).int()
+    records = torch.zeros(heads, len(HeadField), dtype=torch.int32)
+    records[:, HeadField.RULE], records[:, HeadField.WINDOW] = rules, windows
+    value = torch.randint(0, 4, (heads, num_tokens), generator=random).float()
+    value.masked_fill_(torch.rand(heads, num_tokens, generator=random) < 0.1, math.inf)
+    keep = torch.rand(heads, num_tokens, generator=random) < 0.8
+    capacity = (keep.sum(-1) - torch.arange(heads) * excess // heads).clamp_min(1)
+    expected = keep.clone()
+    for head in range(heads):
+
+        def order(token: int, head: int = head) -> tuple[int, float, int]:
+            if value[head, token] == math.inf:
+                return 2, token, token
+            if token >= num_tokens - windows[head]:
+                return 1, token, token
+            by_value = StoreRule(int(rules[head])).values_tokens
+            average = value[head, token].item() / (num_tokens - token)
+            return 0, average if by_value else token, token
+
+        tokens = sorted(keep[head].nonzero()[:, 0].tolist(), key=order)
+        expected[head, tokens[: len(tokens) - int(capacity[head])]] = False
+    free_excess(keep, value, torch.arange(num_tokens), capacity, records)
+    assert torch.equal(keep, expected)
