@@ -85,12 +85,13 @@ def free_excess(
         capacity: [heads] int64, tokens that fit.
         records: [heads, len(HeadField)] int32.
     """
-    over = (keep.sum(-1) > capacity).nonzero()[:, 0]
+    excess = keep.sum(-1) - capacity
+    over = (excess > 0).nonzero()[:, 0]
     if len(over) == 0:
         return
     rank = _rank(value[over], position, records[over])
     rank.masked_fill_(~keep[over], math.inf)
-    excess = (keep[over].sum(-1) - capacity[over])[:, None]
+    excess = excess[over, None]
     least = rank.topk(int(excess.max()), largest=False).values
     last = least.gather(1, excess - 1)  # of those that go
     goes, may_go = rank < last, rank == last
@@ -100,12 +101,11 @@ def free_excess(
 
 def _rank(value: Tensor, position: Tensor, records: Tensor) -> Tensor:
     """Return [heads, T] float64 numbers, least for what goes first; equal ones go by age."""
-    field = {name: records[:, name, None] for name in HeadField}
-    viewers = len(position) - torch.maximum(position, field[HeadField.OBSERVED_FROM])
+    viewers = len(position) - torch.maximum(position, records[:, HeadField.OBSERVED_FROM, None])
     average = value / viewers
     is_protected = average == math.inf
-    in_window = position >= len(position) - field[HeadField.WINDOW]
+    in_window = position >= len(position) - records[:, HeadField.WINDOW, None]
     tier = is_protected * 2 + (in_window & ~is_protected)
     valued = torch.tensor([rule for rule in StoreRule if rule.values_tokens], dtype=torch.int32)
-    by_value = (tier == 0) & torch.isin(field[HeadField.RULE], valued)
+    by_value = (tier == 0) & torch.isin(records[:, HeadField.RULE, None], valued)
     return tier * _TIER + torch.where(by_value, average.double(), position.double())
