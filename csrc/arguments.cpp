@@ -64,9 +64,9 @@ CompactArgs compact_arguments(const Tensor& source, const Tensor& old_row, const
   CompactArgs a = {};
   a.pool = check.arena();
   a.source = check.arena("source", source);
-  require(source.scalar_type() == arena.scalar_type() && source.size(0) == arena.size(0) &&
-              source.size(2) == arena.size(2) && source.size(3) == arena.size(3) &&
-              source.size(4) == arena.size(4),
+  require(source.scalar_type() == arena.scalar_type() && source.dim() == arena.dim() &&
+              source.size(0) == arena.size(0) && source.size(2) == arena.size(2) &&
+              source.size(3) == arena.size(3) && source.size(4) == arena.size(4),
           "compact: source must have the dtype and shape of arena, except for its blocks");
   const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
   check.contiguous("old_row", old_row, ScalarType::Int, {kAny});

@@ -102,20 +102,27 @@ class Checks {
     require(
         dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
         op_, ": ", name, " must be float32, float16 or bfloat16, got ", dtype_name(dtype));
-    tensor(name, t, dtype, {kAny, kAny, kAny, kAny, kAny});
-    const bool cpu = t.is_cpu();
+    const bool cpu = t.is_cpu(), in_pairs = cpu && t.dim() == 6;
+    if (in_pairs) {
+      require(dtype == ScalarType::BFloat16, op_, ": ", name,
+              " must be bfloat16 where pages are in pairs, got ", dtype_name(dtype));
+      tensor(name, t, dtype, {kAny, kAny, kAny, kAny, kAny, 2});
+    } else {
+      tensor(name, t, dtype, {kAny, kAny, kAny, kAny, kAny});
+    }
     const int64_t slots = cpu ? t.size(3) / 2 : t.size(3);
-    const int64_t head_size = cpu ? t.size(4) : t.size(4) / 2;
+    const int64_t head_size = in_pairs ? t.size(4) * 2 : cpu ? t.size(4) : t.size(4) / 2;
     if (cpu) {
       require(t.size(3) > 0 && t.size(3) % (2 * kTile) == 0, op_, ": ", name,
               " must have 2 * S rows in a page, S a multiple of 32, got shape ",
               shape_text(t.sizes()));
-      require(t.size(4) > 0 && t.size(4) % kTile == 0, op_, ": ", name,
+      require(head_size > 0 && head_size % kTile == 0, op_, ": ", name,
               " must have a head size D that is a multiple of 32, got shape ",
               shape_text(t.sizes()));
-      require(t.stride(4) == 1 && t.stride(3) == t.size(4), op_, ": ", name,
-              " must be contiguous in its last two dimensions, got strides ",
-              shape_text(t.strides()));
+      require(t.stride(t.dim() - 1) == 1 && t.stride(3) == head_size &&
+                  (!in_pairs || t.stride(4) == 2),
+              op_, ": ", name, " must be contiguous in its last ", in_pairs ? "three" : "two",
+              " dimensions, got strides ", shape_text(t.strides()));
     } else {
       require(slots > 0 && slots % 16 == 0, op_, ": ", name,
               " must have pages of S slots, S a multiple of 16, got shape ", shape_text(t.sizes()));
@@ -137,7 +144,8 @@ class Checks {
             static_cast<int>(t.size(0)),
             static_cast<int>(t.size(2)),
             static_cast<int>(slots),
-            static_cast<int>(head_size)};
+            static_cast<int>(head_size),
+            in_pairs};
   }
 
   // positions or values, parallel to the pages of the arena

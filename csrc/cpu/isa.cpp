@@ -4,6 +4,11 @@
 #include <stdexcept>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastgen {
 
 extern const Kernels kBaselineKernels;
@@ -11,9 +16,23 @@ extern const Kernels kBaselineKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
+extern const Kernels kAmxKernels;
 #endif
 
 namespace {
+
+#if defined(__x86_64__)
+// Linux lets a process use tiles when it has asked for their state: for all its threads, and for
+// good.
+bool tiles_allowed() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Tables that this processor runs, best last.
 std::vector<const Kernels*> runnable() {
@@ -26,7 +45,13 @@ std::vector<const Kernels*> runnable() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
       tables.push_back(&kAvx512Kernels);
-      if (__builtin_cpu_supports("avx512bf16")) tables.push_back(&kAvx512Bf16Kernels);
+      if (__builtin_cpu_supports("avx512bf16")) {
+        tables.push_back(&kAvx512Bf16Kernels);
+        if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+            tiles_allowed()) {
+          tables.push_back(&kAmxKernels);
+        }
+      }
     }
   }
 #endif

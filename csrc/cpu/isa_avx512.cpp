@@ -4,6 +4,7 @@
 #define FASTGEN_ISA avx512
 #define FASTGEN_VECTOR_BYTES 64
 #define FASTGEN_BF16_DOT 0
+#define FASTGEN_AMX 0
 #define FASTGEN_TABLE kAvx512Kernels
 #include "fastgen/isa_kernels.h"
 #endif

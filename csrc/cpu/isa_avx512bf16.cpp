@@ -4,6 +4,7 @@
 #define FASTGEN_ISA avx512bf16
 #define FASTGEN_VECTOR_BYTES 64
 #define FASTGEN_BF16_DOT 1
+#define FASTGEN_AMX 0
 #define FASTGEN_TABLE kAvx512Bf16Kernels
 #include "fastgen/isa_kernels.h"
 #endif

@@ -34,7 +34,7 @@ __all__ = [
 
 
 def isa() -> str:
-    """Name the instruction set in use, among ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``."""
+    """Name the instruction set in use, among ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``, ``amx``."""
     return str(torch.ops.fastgen.isa())
 
 

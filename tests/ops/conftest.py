@@ -6,7 +6,7 @@ import torch
 from fastgen_vllm import ops
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512", "avx512bf16"])
+@pytest.fixture(params=["baseline", "avx2", "avx512", "avx512bf16", "amx"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test on each instruction set that this processor has."""
     best = ops.isa()

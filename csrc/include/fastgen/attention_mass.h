@@ -14,7 +14,7 @@
 // queries in memory, added up by a second kernel.
 #pragma once
 
-#include "fastgen/dot_tile.h"
+#include "fastgen/many_rows.h"
 
 namespace fastgen {
 namespace FASTGEN_ISA {
@@ -59,21 +59,22 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
   const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
   R* rows = reinterpret_cast<R*>(block.inverses);  // [W*G, D]
 
-  const T* query = reinterpret_cast<const T*>(a.query) + block.first_query * a.query_token_stride +
-                   static_cast<int64_t>(head) * group * a.query_head_stride;
+  const auto* query = reinterpret_cast<const typename Type<T>::Plain*>(a.query) +
+                      block.first_query * a.query_token_stride +
+                      static_cast<int64_t>(head) * group * a.query_head_stride;
   for (int q = 0; q < block.num_queries; ++q) {
     load_rows(query + q * a.query_token_stride, a.query_head_stride, group, d,
               rows + static_cast<int64_t>(q) * group * d);
   }
   const auto tile_at = [&](int token) {
     const char* page = stock_page(a.pool, a.layer, a.block_row[token / slots], head);
-    return reinterpret_cast<const T*>(page) + token % slots;
+    return key_tile(reinterpret_cast<const T*>(page), token % slots, d);
   };
+  const Tiles<T> tiles(block.num_queries * group);
   for (int token = 0; token < block.end; token += kTile) {
     const T* tile = tile_at(token);
     const T* next = token + kTile < block.end ? tile_at(token + kTile) : tile;
-    dot_tile(rows, block.num_queries * group, d, tile, slots, next, a.scale, block.scores + token,
-             a.score_stride);
+    tiles.dot(rows, d, tile, slots, next, a.scale, block.scores + token, a.score_stride);
   }
   for (int q = 0; q < block.num_queries; ++q) {
     const int valid = a.first_position + block.first_query + q + 1;
@@ -85,7 +86,7 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
 
 static void mass_observe(const AttentionMassArgs& a, int head, int query_block, float* workspace) {
   const MassBlock block = mass_block(a, query_block, workspace);
-  with_type(a.pool.dtype,
+  with_type(a.pool,
             [&](auto type) { mass_observe_of<typename decltype(type)::Element>(a, head, block); });
 }
 

@@ -3,9 +3,9 @@
 // item = (layer * H + head, page of that head): fills up to S slots of one page and their positions
 // and values; sole writer of the page. Blocks that are read are never written: where old and new
 // rows overlap, the caller reads from a copy. Bytes: 2 * D elements read and written per token.
-// Neighbouring tokens share the cache lines of their K columns, so a tile of kTile slots walks the
-// columns in step. For 2-byte elements and AVX-512 a column of a tile is a vector, and a
-// permutation puts all that is kept of it in place.
+// Neighbouring tokens share the cache lines of their K columns, so the slots of a line walk the
+// columns in step. For AVX-512 a line is a vector, and a permutation puts all that is kept of it in
+// place. In pages in pairs what walks is a pair of columns.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -13,83 +13,157 @@
 namespace fastgen {
 namespace FASTGEN_ISA {
 
-// to[row, i] = column kept[i] of the row for i < n <= kTile; from[i] is its element of row 0. Rows
-// are `slots` apart.
+// Columns that move together: those of a line of the cache.
 template <typename Element>
-FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept, int n, int slots,
+constexpr int kColumns = 64 / sizeof(Element);
+
+#if FASTGEN_VECTOR_BYTES == 64
+// moved, but lane i of `here` is lane place[i] of the line
+FASTGEN_INLINE __m512i permute(__m512i moved, uint32_t here, const uint16_t* place,
+                               const uint16_t* line) {
+  return _mm512_mask_permutexvar_epi16(moved, here, _mm512_loadu_si512(place),
+                                       _mm512_loadu_si512(line));
+}
+FASTGEN_INLINE __m512i permute(__m512i moved, uint32_t here, const uint32_t* place,
+                               const uint32_t* line) {
+  return _mm512_mask_permutexvar_epi32(moved, static_cast<__mmask16>(here),
+                                       _mm512_loadu_si512(place), _mm512_loadu_si512(line));
+}
+FASTGEN_INLINE void save_first(int n, uint16_t* line, __m512i x) {
+  _mm512_mask_storeu_epi16(line, ~0u >> (32 - n), x);
+}
+FASTGEN_INLINE void save_first(int n, uint32_t* line, __m512i x) {
+  _mm512_mask_storeu_epi32(line, static_cast<__mmask16>(0xffffu >> (16 - n)), x);
+}
+#endif
+
+// to[row, i] = column kept[i] of the row for i < n <= kColumns; from[i] is its element of row 0.
+// Rows are `stride` apart.
+template <typename Element>
+FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept, int n, int stride,
                                  int num_rows, Element* to) {
-  const bool run = n == kTile && kept[n - 1] - kept[0] == n - 1 && from[n - 1] - from[0] == n - 1;
+#if FASTGEN_VECTOR_BYTES == 64
+  struct Share {  // of one line of a page that is read
+    const Element* line;
+    uint32_t here;                    // bit i: to[row, i] comes from it
+    Element place[kColumns<Element>];  // from this place
+  };
+  Share shares[kColumns<Element>];
+  int num_shares = 0;
+  for (int i = 0; i < n; ++i) {
+    const int place = kept[i] % kColumns<Element>;
+    if (num_shares == 0 || shares[num_shares - 1].line != from[i] - place) {
+      shares[num_shares++] = {from[i] - place, 0, {}};
+    }
+    shares[num_shares - 1].here |= 1u << i;
+    shares[num_shares - 1].place[i] = static_cast<Element>(place);
+  }
   for (int row = 0; row < num_rows; ++row) {
-    const int64_t column = static_cast<int64_t>(row) * slots;
+    const int64_t column = static_cast<int64_t>(row) * stride;
+    __m512i moved = _mm512_setzero_si512();
+    for (const Share* share = shares; share < shares + num_shares; ++share) {
+      moved = permute(moved, share->here, share->place, share->line + column);
+    }
+    save_first(n, to + column, moved);
+  }
+#else
+  const bool run = n == kColumns<Element> && kept[n - 1] - kept[0] == n - 1 &&
+                   from[n - 1] - from[0] == n - 1;
+  for (int row = 0; row < num_rows; ++row) {
+    const int64_t column = static_cast<int64_t>(row) * stride;
     if (run) {
-      __builtin_memcpy(to + column, from[0] + column, kTile * sizeof(Element));
+      __builtin_memcpy(to + column, from[0] + column, kColumns<Element> * sizeof(Element));
     } else {
       for (int i = 0; i < n; ++i) to[column + i] = from[i][column];
     }
   }
-}
-
-#if FASTGEN_VECTOR_BYTES == 64
-static_assert(kTile * sizeof(uint16_t) == kVectorBytes);
-
-FASTGEN_INLINE void move_columns(const uint16_t* const* from, const int32_t* kept, int n, int slots,
-                                 int num_rows, uint16_t* to) {
-  struct Share {  // of one tile of a page that is read
-    const uint16_t* tile;
-    uint32_t here;          // bit i: to[row, i] comes from it
-    uint16_t place[kTile];  // from this place
-  };
-  Share shares[kTile];
-  int num_shares = 0;
-  for (int i = 0; i < n; ++i) {
-    const int place = kept[i] % kTile;
-    if (num_shares == 0 || shares[num_shares - 1].tile != from[i] - place) {
-      shares[num_shares++] = {from[i] - place, 0, {}};
-    }
-    shares[num_shares - 1].here |= 1u << i;
-    shares[num_shares - 1].place[i] = static_cast<uint16_t>(place);
-  }
-  const __mmask32 all = ~0u >> (kTile - n);
-  for (int row = 0; row < num_rows; ++row) {
-    const int64_t column = static_cast<int64_t>(row) * slots;
-    __m512i moved = _mm512_setzero_si512();
-    for (const Share* share = shares; share < shares + num_shares; ++share) {
-      moved = _mm512_mask_permutexvar_epi16(moved, share->here, _mm512_loadu_si512(share->place),
-                                            _mm512_loadu_si512(share->tile + column));
-    }
-    _mm512_mask_storeu_epi16(to + column, all, moved);
-  }
-}
 #endif
+}
 
-// Element is an unsigned integer of the cache's element size: nothing here looks at the numbers.
+// How a page is laid out, for the two halves of a move: `Unit` is what a column consists of, an
+// unsigned integer, since nothing here looks at the numbers.
 template <typename Element>
+struct InColumns {
+  typedef Element Unit;
+
+  // The first unit of a slot's K; others lie `stride` apart.
+  static const Unit* key(const Unit* page, int slot, int) { return page + slot; }
+  static int stride(int slots) { return slots; }
+  static int num_units(int head_size) { return head_size; }
+
+  static const Unit* value(const Unit* page, int slot, int slots, int head_size) {
+    return page + static_cast<int64_t>(slots + slot) * head_size;
+  }
+  static void prefetch_value(const Unit* page, int slot, int slots, int head_size) {
+    const Unit* from = value(page, slot, slots, head_size);
+    for (int j = 0; j < head_size; j += kTile) prefetch_span<kTile>(from + j);
+  }
+  static void move_value(const Unit* page, int from, Unit* to_page, int to, int slots,
+                         int head_size) {
+    __builtin_memcpy(const_cast<Unit*>(value(to_page, to, slots, head_size)),
+                     value(page, from, slots, head_size), head_size * sizeof(Unit));
+  }
+};
+
+struct InPairs {
+  typedef uint32_t Unit;  // a pair
+
+  static const Unit* key(const Unit* page, int slot, int head_size) {
+    return page + pair_lane(slot, head_size) / 2;
+  }
+  static int stride(int) { return kPairLanes; }
+  static int num_units(int head_size) { return head_size / 2; }
+
+  // The pairs of a slot and its neighbour in the first columns; others lie kPairLanes * S / 2 apart.
+  static const Unit* value(const Unit* page, int slot, int slots, int head_size) {
+    return page + static_cast<int64_t>(slots) * head_size / 2 + slot / 2 * kPairLanes;
+  }
+  static void prefetch_value(const Unit* page, int slot, int slots, int head_size) {
+    const Unit* from = value(page, slot, slots, head_size);
+    for (int j = 0; j < head_size; j += kPairLanes) prefetch_span<kPairLanes>(from + j * slots / 2);
+  }
+  static void move_value(const Unit* page, int from, Unit* to_page, int to, int slots,
+                         int head_size) {
+    const Unit* source = value(page, from, slots, head_size);
+    Unit* target = const_cast<Unit*>(value(to_page, to, slots, head_size));
+    const int out_of = from % 2 * 16, into = to % 2 * 16;
+    const Unit neighbour = 0xffff0000u >> into;
+    for (int j = 0; j < head_size; j += kPairLanes, source += kPairLanes * slots / 2,
+             target += kPairLanes * slots / 2) {
+      for (int i = 0; i < kPairLanes; ++i) {
+        target[i] = (target[i] & neighbour) | (source[i] >> out_of & 0xffffu) << into;
+      }
+    }
+  }
+};
+
+template <typename Order>
 static void compact_page(const CompactArgs& a, int layer_head, int page) {
+  typedef typename Order::Unit Unit;
+  constexpr int kMost = kColumns<Unit>;
   const int slots = a.pool.page_slots, d = a.pool.head_size;
   const int layer = layer_head / a.pool.num_heads, head = layer_head % a.pool.num_heads;
   const StreamPage to = stream_page(a.pool, a.new_row, stream_page_of(a.heads[layer_head], page));
-  Element* to_k = reinterpret_cast<Element*>(to.data);
-  Element* to_v = to_k + static_cast<int64_t>(slots) * d;
+  Unit* to_page = reinterpret_cast<Unit*>(to.data);
   const int64_t first = a.kept_start[layer_head] + static_cast<int64_t>(page) * slots;
   const int64_t left = a.kept_start[layer_head + 1] - first;
   const int count = left < slots ? static_cast<int>(left) : slots;
 
-  for (int slot = 0; slot < count; slot += kTile) {
-    const int n = count - slot < kTile ? count - slot : kTile;
+  for (int slot = 0; slot < count; slot += kMost) {
+    const int n = count - slot < kMost ? count - slot : kMost;
     const int32_t* kept = a.kept + first + slot;
-    const Element* from_k[kTile];
-    const Element* from_v[kTile];
+    const Unit* from[kMost];
+    const Unit* from_k[kMost];
     for (int i = 0; i < n; ++i) {
-      const int in_page = kept[i] % slots;
-      const Element* from = reinterpret_cast<const Element*>(
+      from[i] = reinterpret_cast<const Unit*>(
           stock_page(a.source, layer, a.old_row[kept[i] / slots], head));
-      from_k[i] = from + in_page;
-      from_v[i] = from + (static_cast<int64_t>(slots) + in_page) * d;
-      for (int j = 0; j < d; j += kTile) prefetch_span<kTile>(from_v[i] + j);
+      from_k[i] = Order::key(from[i], kept[i] % slots, d);
+      Order::prefetch_value(from[i], kept[i] % slots, slots, d);
     }
-    move_columns(from_k, kept, n, slots, d, to_k + slot);
+    move_columns(from_k, kept, n, Order::stride(slots), Order::num_units(d),
+                 const_cast<Unit*>(Order::key(to_page, slot, d)));
     for (int i = 0; i < n; ++i) {
-      __builtin_memcpy(to_v + static_cast<int64_t>(slot + i) * d, from_v[i], d * sizeof(Element));
+      Order::move_value(from[i], kept[i] % slots, to_page, slot + i, slots, d);
       a.positions[to.meta_slot + slot + i] = kept[i];
       a.values[to.meta_slot + slot + i] = a.kept_value[first + slot + i];
     }
@@ -97,8 +171,9 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
 }
 
 static void compact(const CompactArgs& a, int layer_head, int page) {
-  if (a.pool.element_size == 4) return compact_page<uint32_t>(a, layer_head, page);
-  compact_page<uint16_t>(a, layer_head, page);
+  if (a.pool.in_pairs) return compact_page<InPairs>(a, layer_head, page);
+  if (a.pool.element_size == 4) return compact_page<InColumns<uint32_t>>(a, layer_head, page);
+  compact_page<InColumns<uint16_t>>(a, layer_head, page);
 }
 
 }  // namespace FASTGEN_ISA

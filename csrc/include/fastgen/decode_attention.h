@@ -104,6 +104,51 @@ static void weigh_page(const R* p, int64_t p_stride, int num_rows, int num_token
   }
 }
 
+// As above, of a page in pairs: two tokens at a time lie side by side.
+template <int kRows, int kVectors>
+FASTGEN_INLINE void weigh_pairs(const PairFactor* p, int slots, int num_tokens,
+                                const PairedBFloat* v, const PairedBFloat* ahead, int64_t head_size,
+                                float* sum) {
+  Floats acc[kRows][kVectors] = {};
+  for (int t = 0; t < num_tokens; t += 2) {
+    const bool alone = t + 1 == num_tokens;  // what follows may be NaN
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t line = pair_lane(j * kLanes, slots) + static_cast<int64_t>(t) * kPairLanes;
+      prefetch_span<2 * kLanes>(ahead + line);
+      const Pairs both = load_pairs(v + line);
+      const Pairs x = alone ? first_only(both) : both;
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) acc[r][j] = add_products(x, p + r * slots + t, acc[r][j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      float* to = sum + r * head_size + j * kLanes;
+      save(to, load(to) + acc[r][j]);
+    }
+  }
+}
+
+static void weigh_page(const PairFactor* p, int64_t slots, int num_rows, int num_tokens,
+                       const PairedBFloat* v, const PairedBFloat* ahead, int64_t head_size,
+                       float* sum) {
+  const auto weigh_columns = [&](int d, auto vectors) {
+    const int64_t from = pair_lane(d, slots);
+    for_row_batches<4>(num_rows, [&](int r, auto rows) {
+      weigh_pairs<decltype(rows)::value, decltype(vectors)::value>(
+          p + r * slots, slots, num_tokens, v + from, ahead + from, head_size,
+          sum + r * head_size + d);
+    });
+  };
+  constexpr int kWide = kMaxRegisters / 8;  // four rows of accumulators fill half the registers
+  int d = 0;
+  for (; d + kWide * kLanes <= head_size; d += kWide * kLanes) weigh_columns(d, Count<kWide>());
+  for (; d < head_size; d += 2 * kLanes) weigh_columns(d, Count<2>());
+}
+
 static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
   const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
   return a.heads[static_cast<int64_t>(a.lanes[part.request]) * heads_of_lane +
@@ -133,9 +178,9 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
   };
   const int64_t half_page = static_cast<int64_t>(slots) * d;
 
-  const T* query = reinterpret_cast<const T*>(a.query) +
-                   a.token_index[part.request] * a.query_token_stride +
-                   static_cast<int64_t>(part.head) * group * a.query_head_stride;
+  const auto* query = reinterpret_cast<const typename Type<T>::Plain*>(a.query) +
+                      a.token_index[part.request] * a.query_token_stride +
+                      static_cast<int64_t>(part.head) * group * a.query_head_stride;
   float* totals = workspace;                                                      // [G, kLanes]
   R* rows = reinterpret_cast<R*>(totals + static_cast<int64_t>(group) * kLanes);  // [G, D]
   R* weights = rows + static_cast<int64_t>(group) * d;                            // [G, S]
@@ -157,7 +202,8 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
     const int tokens = left < slots ? left : slots;
     float* scores = part.scores + i * slots;
     for (int t = 0; t < slots; t += kTile) {
-      dot_tile(rows, group, d, page + t, slots, next + t, a.scale, scores + t, score_stride);
+      dot_tile(rows, group, d, key_tile(page, t, d), slots, key_tile(next, t, d), a.scale,
+               scores + t, score_stride);
     }
     // Memory stays busy while scores become weights. That `weigh_page` asks for the same lines
     // again is measured to be worth it (docs/benchmarks.md).
@@ -190,7 +236,7 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
 
 static void decode_part(const DecodeArgs& a, const DecodePart& part, const DecodePart& following,
                         float* workspace) {
-  with_type(a.pool.dtype, [&](auto type) {
+  with_type(a.pool, [&](auto type) {
     decode_part_of<typename decltype(type)::Element>(a, part, following, workspace);
   });
 }
@@ -243,8 +289,8 @@ static void decode_finish(const DecodeArgs& a, const DecodePart* parts, int num_
   const DecodePart& first = parts[0];
   const int64_t factors = static_cast<int64_t>(group) * (d + 1);
   merge_weights(a, parts, num_parts);
-  with_type(a.pool.dtype, [&](auto type) {
-    auto* output = reinterpret_cast<typename decltype(type)::Element*>(a.output) +
+  with_type(a.pool, [&](auto type) {
+    auto* output = reinterpret_cast<typename decltype(type)::Plain*>(a.output) +
                    a.token_index[first.request] * a.output_token_stride +
                    static_cast<int64_t>(first.head) * group * a.output_head_stride;
     for (int g = 0; g < group; ++g) {

@@ -1,4 +1,4 @@
-// Scores of a few query rows against kTile tokens of a column-major K.
+// Scores of a few query rows against kTile tokens of K.
 //
 // One call reads D rows of kTile elements of K once per kRowBatch query rows: a load of K serves
 // all of them. While it computes it prefetches the tile at `ahead`, because hops from page to page
@@ -21,7 +21,12 @@ template <>
 struct Factor<BFloat> {
   typedef BFloat Element;
 };
+template <>
+struct Factor<PairedBFloat> {
+  typedef BFloat Element;
+};
 #endif
+typedef Factor<PairedBFloat>::Element PairFactor;
 
 // Rows that share a load: two accumulators each, and room for what they are multiplied with.
 constexpr int kRowBatch = kMaxRegisters / 4;
@@ -104,6 +109,42 @@ FASTGEN_INLINE void dot_rows(const BFloat* rows, int64_t head_size, const BFloat
   }
 }
 #endif
+
+// A line of a page in pairs at a time: what the hardware multiplies lies side by side already.
+template <int kRows>
+FASTGEN_INLINE void dot_rows(const PairFactor* rows, int64_t head_size, const PairedBFloat* k,
+                             int64_t, const PairedBFloat* ahead, float scale, float* scores,
+                             int64_t score_stride) {
+  for (int t = 0; t < kTile; t += 2 * kLanes) {
+    const int64_t first = pair_lane(t, head_size), second = pair_lane(t + kLanes, head_size);
+    Floats sum[kRows][2] = {};
+    for (int64_t d = 0; d < head_size; d += 2) {
+      const PairedBFloat* line = k + d * kPairLanes;
+      prefetch_span<2 * kLanes>(ahead + d * kPairLanes + first);
+      prefetch_span<2 * kLanes>(ahead + d * kPairLanes + second);
+      const Pairs k0 = load_pairs(line + first), k1 = load_pairs(line + second);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        sum[r][0] = add_products(k0, rows + r * head_size + d, sum[r][0]);
+        sum[r][1] = add_products(k1, rows + r * head_size + d, sum[r][1]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      save(scores + r * score_stride + t, sum[r][0] * scale);
+      save(scores + r * score_stride + t + kLanes, sum[r][1] * scale);
+    }
+  }
+}
+
+// Where K of the tokens [slot, slot + kTile) of a page begins.
+template <typename T>
+FASTGEN_INLINE const T* key_tile(const T* page, int slot, int) {
+  return page + slot;
+}
+FASTGEN_INLINE const PairedBFloat* key_tile(const PairedBFloat* page, int slot, int head_size) {
+  return page + pair_lane(slot, head_size);
+}
 
 // scores[r, 0:kTile] = scale * rows[r, :] . K[:, 0:kTile] for r < num_rows
 template <typename R, typename T>

@@ -6,6 +6,12 @@
 //   CPU  | K, column-major  [D, S]   | V, row-major     [S, D]   |    a page is contiguous
 //        +---------------------------+---------------------------+
 //
+//        +---------------------------+---------------------------+
+//   CPU, | K                         | V                         |    in pairs, for AMX: a line of
+//  pairs | [S/16, D/2, 16, 2]        | [D/16, S/2, 16, 2]        |    64 bytes holds two columns of K
+//        +---------------------------+---------------------------+    for 16 tokens, or two tokens'
+//                                                                     values in 16 columns
+//
 //        +-----------+-----------+
 //   CUDA | K of slot | V of slot |  x S    [S, 2 * D], rows slot_stride apart, so that either of
 //        +-----------+-----------+         vLLM's orders, [H, S, 2 * D] and [S, H, 2 * D], fits
@@ -33,7 +39,17 @@ struct PagePool {
   int num_heads;        // H
   int page_slots;       // S, a multiple of 32
   int head_size;        // D, a multiple of 32
+  bool in_pairs;        // CPU, bfloat16
 };
+
+// Lanes of a line of a page in pairs: tokens of K, columns of V.
+constexpr int kPairLanes = 16;
+
+// Element of a page in pairs where the first pair of `lane` lies. `depth` is how many elements each
+// lane has: D in K, S in V. The lane's i-th pair lies 2 * i * kPairLanes elements further.
+FASTGEN_ANYWHERE static inline int64_t pair_lane(int lane, int depth) {
+  return static_cast<int64_t>(lane / kPairLanes) * kPairLanes * depth + lane % kPairLanes * 2;
+}
 
 struct StreamPage {
   char* data;         // the page's first element

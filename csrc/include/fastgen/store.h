@@ -85,6 +85,19 @@ FASTGEN_INLINE void write_token(const PagePool& pool, char* page, int slot, cons
                    d * sizeof(Element));
 }
 
+FASTGEN_INLINE void write_token_in_pairs(const PagePool& pool, char* page, int slot,
+                                         const char* key, const char* value) {
+  const int slots = pool.page_slots, d = pool.head_size;
+  PairedBFloat* k = reinterpret_cast<PairedBFloat*>(page);
+  PairedBFloat* v = k + static_cast<int64_t>(slots) * d + slot / 2 * 2 * kPairLanes + slot % 2;
+  k += pair_lane(slot, d);
+  for (int i = 0; i < d; i += 2) {
+    __builtin_memcpy(k + i * kPairLanes, key + i * sizeof(BFloat), 2 * sizeof(BFloat));
+  }
+  const PairedBFloat* from = reinterpret_cast<const PairedBFloat*>(value);
+  for (int i = 0; i < d; ++i) v[pair_lane(i, slots)] = from[i];
+}
+
 static void store(const StoreArgs& a, int request, int head_index) {
   const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
   HeadRecord& head = a.heads[static_cast<int64_t>(a.lanes[request]) * heads_of_lane +
@@ -104,7 +117,9 @@ static void store(const StoreArgs& a, int request, int head_index) {
       a.key + (token * a.key_token_stride + head_index * a.key_head_stride) * a.pool.element_size;
   const char* value = a.value + (token * a.value_token_stride + head_index * a.value_head_stride) *
                                     a.pool.element_size;
-  if (a.pool.element_size == 4) {
+  if (a.pool.in_pairs) {
+    write_token_in_pairs(a.pool, page.data, slot % slots, key, value);
+  } else if (a.pool.element_size == 4) {
     write_token<uint32_t>(a.pool, page.data, slot % slots, key, value);
   } else {
     write_token<uint16_t>(a.pool, page.data, slot % slots, key, value);

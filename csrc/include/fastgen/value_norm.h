@@ -9,6 +9,33 @@
 namespace fastgen {
 namespace FASTGEN_ISA {
 
+template <typename T>
+FASTGEN_INLINE void norm_of_rows(const T* v, int num_tokens, int, int head_size, float* norm) {
+  for (int t = 0; t < num_tokens; ++t) {
+    Floats sum = {};
+    for (int i = 0; i < head_size; i += kLanes) {
+      const Floats x = load(v + static_cast<int64_t>(t) * head_size + i);
+      sum += x * x;
+    }
+    norm[t] = __builtin_sqrtf(reduce_sum(sum));
+  }
+}
+
+FASTGEN_INLINE void norm_of_rows(const PairedBFloat* v, int num_tokens, int slots, int head_size,
+                                 float* norm) {
+  for (int t = 0; t < num_tokens; t += 2) {
+    Halves sum = {};
+    for (int i = 0; i < head_size; i += kLanes) {
+      const Halves x =
+          load_halves(v + pair_lane(i, slots) + static_cast<int64_t>(t) * kPairLanes);
+      sum.first += x.first * x.first;
+      sum.second += x.second * x.second;
+    }
+    norm[t] = __builtin_sqrtf(reduce_sum(sum.first));
+    if (t + 1 < num_tokens) norm[t + 1] = __builtin_sqrtf(reduce_sum(sum.second));
+  }
+}
+
 static void value_norm(const ValueNormArgs& a, int layer_head, int page) {
   const int d = a.pool.head_size, slots = a.pool.page_slots;
   const int first = page * slots;
@@ -16,17 +43,9 @@ static void value_norm(const ValueNormArgs& a, int layer_head, int page) {
   const char* data = stock_page(a.pool, layer_head / a.pool.num_heads, a.block_row[page],
                                 layer_head % a.pool.num_heads);
   float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + first;
-  with_type(a.pool.dtype, [&](auto type) {
-    const auto* v = reinterpret_cast<const typename decltype(type)::Element*>(data) +
-                    static_cast<int64_t>(slots) * d;
-    for (int t = 0; t < tokens; ++t) {
-      Floats sum = {};
-      for (int i = 0; i < d; i += kLanes) {
-        const Floats x = load(v + static_cast<int64_t>(t) * d + i);
-        sum += x * x;
-      }
-      norm[t] = __builtin_sqrtf(reduce_sum(sum));
-    }
+  with_type(a.pool, [&](auto type) {
+    const auto* k = reinterpret_cast<const typename decltype(type)::Element*>(data);
+    norm_of_rows(k + static_cast<int64_t>(slots) * d, tokens, slots, d, norm);
   });
 }
 

@@ -1,10 +1,10 @@
 // Vectors of float at the width of the instruction set being compiled, through GCC's vector types.
 //
 // Included only by the per-level files in csrc/cpu/isa_*.cpp, which define FASTGEN_ISA,
-// FASTGEN_VECTOR_BYTES and FASTGEN_BF16_DOT (products of bfloat16 pairs): g++ before 13 expands
-// macros before it sees a target pragma, so __AVX2__ and the like say nothing here. Every function
-// is static: a weak symbol compiled for AVX-512 could be linked for all levels and crash an older
-// processor.
+// FASTGEN_VECTOR_BYTES, FASTGEN_BF16_DOT (products of bfloat16 pairs) and FASTGEN_AMX (products of
+// tiles of them): g++ before 13 expands macros before it sees a target pragma, so __AVX2__ and the
+// like say nothing here. Every function is static: a weak symbol compiled for AVX-512 could be
+// linked for all levels and crash an older processor.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,10 @@ struct Half {
   uint16_t bits;
 };
 struct BFloat {
+  uint16_t bits;
+};
+// A BFloat of a page in pairs; fastgen/pages.h draws where it lies.
+struct PairedBFloat {
   uint16_t bits;
 };
 
@@ -172,6 +176,16 @@ FASTGEN_INLINE void prefetch_span(const T* p) {
   }
 }
 
+// The pairs of kLanes lanes, apart.
+struct Halves {
+  Floats first, second;
+};
+FASTGEN_INLINE Halves load_halves(const PairedBFloat* p) {
+  Bits x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return {(Floats)(x << 16), (Floats)(x & 0xffff0000u)};
+}
+
 #if FASTGEN_BF16_DOT
 // Elements of two rows, paired: lane i of [0] and [1] holds the pair of places order(i) and
 // order(i) + 4, where order counts 0-3, 8-11, 16-19, 24-27.
@@ -204,18 +218,45 @@ FASTGEN_INLINE void save(BFloat* p, Floats x) {
   const __m256bh narrowed = _mm512_cvtneps_pbh((__m512)x);
   __builtin_memcpy(p, &narrowed, sizeof narrowed);
 }
+
+// The pairs of kLanes lanes, as products take them.
+typedef __m512i Pairs;
+FASTGEN_INLINE Pairs load_pairs(const PairedBFloat* p) { return _mm512_loadu_si512(p); }
+// Zero in place of the second of each pair, which may be NaN.
+FASTGEN_INLINE Pairs first_only(Pairs x) { return _mm512_and_si512(x, _mm512_set1_epi32(0xffff)); }
+// sum + first * factors[0] + second * factors[1], lane by lane
+FASTGEN_INLINE Floats add_products(Pairs x, const BFloat* factors, Floats sum) {
+  int32_t both;
+  __builtin_memcpy(&both, factors, sizeof both);
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_epi32(both));
+}
+#else
+typedef Halves Pairs;
+FASTGEN_INLINE Pairs load_pairs(const PairedBFloat* p) { return load_halves(p); }
+FASTGEN_INLINE Pairs first_only(Pairs x) { return {x.first, Floats{}}; }
+FASTGEN_INLINE Floats add_products(Pairs x, const float* factors, Floats sum) {
+  return sum + factors[0] * x.first + factors[1] * x.second;
+}
 #endif
 
+// The elements of a page, and what they are outside of it.
 template <typename T>
 struct Type {
   typedef T Element;
+  typedef T Plain;
+};
+template <>
+struct Type<PairedBFloat> {
+  typedef PairedBFloat Element;
+  typedef BFloat Plain;
 };
 
-// Runs `body` with the Type<> of the elements of `dtype`.
+// Runs `body` with the Type<> of the elements of a pool's pages.
 template <typename Body>
-FASTGEN_INLINE void with_type(DataType dtype, const Body& body) {
-  if (dtype == kFloat32) return body(Type<float>());
-  if (dtype == kFloat16) return body(Type<Half>());
+FASTGEN_INLINE void with_type(const PagePool& pool, const Body& body) {
+  if (pool.dtype == kFloat32) return body(Type<float>());
+  if (pool.dtype == kFloat16) return body(Type<Half>());
+  if (pool.in_pairs) return body(Type<PairedBFloat>());
   return body(Type<BFloat>());
 }
 
