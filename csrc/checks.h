@@ -119,10 +119,10 @@ class Checks {
       require(head_size > 0 && head_size % kTile == 0, op_, ": ", name,
               " must have a head size D that is a multiple of 32, got shape ",
               shape_text(t.sizes()));
-      require(t.stride(t.dim() - 1) == 1 && t.stride(3) == head_size &&
-                  (!in_pairs || t.stride(4) == 2),
-              op_, ": ", name, " must be contiguous in its last ", in_pairs ? "three" : "two",
-              " dimensions, got strides ", shape_text(t.strides()));
+      require(
+          t.stride(t.dim() - 1) == 1 && t.stride(3) == head_size && (!in_pairs || t.stride(4) == 2),
+          op_, ": ", name, " must be contiguous in its last ", in_pairs ? "three" : "two",
+          " dimensions, got strides ", shape_text(t.strides()));
     } else {
       require(slots > 0 && slots % 16 == 0, op_, ": ", name,
               " must have pages of S slots, S a multiple of 16, got shape ", shape_text(t.sizes()));

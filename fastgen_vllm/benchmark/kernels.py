@@ -81,7 +81,7 @@ class Result(NamedTuple):
 class Decode:
     """Arguments of ``decode_attention`` and of stock's attention over the same pages."""
 
-    arena: Tensor  # [1, B, H, 2*S, D]
+    arena: Tensor  # [1, B, H, 2*S, D], or in pairs
     blocks: Tensor  # [R, M] int32
     heads: Tensor  # [R, 1, H, 13] int32
     values: Tensor  # [B, H, S]
@@ -212,6 +212,19 @@ def skewed(uniform: Tensor, generator: torch.Generator) -> Tensor:
     return lengths[torch.randperm(len(lengths), generator=generator)].view_as(uniform)
 
 
+def in_pairs(dtype: torch.dtype) -> bool:
+    """Whether pages are in vLLM's order for AMX, as an engine's would be."""
+    return ops.isa() == "amx" and dtype == torch.bfloat16
+
+
+def random_cache(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype, generator: torch.Generator
+) -> Tensor:
+    """A cache [L, B, H, 2*S, D] in the order that an engine's would have."""
+    arena = torch.randn(shape, generator=generator).to(dtype)
+    return arena.view(*shape[:-1], -1, 2) if in_pairs(dtype) else arena
+
+
 def make_decode(
     shape: Shape,
     dtype: torch.dtype,
@@ -233,7 +246,7 @@ def make_decode(
         record[:, HeadField.GROWTH_PERIOD] = 1
         record[:, HeadField.LENGTH] = lengths[:, head].int()
         record[:, HeadField.RULE] = rule
-    arena = torch.randn(page, generator=generator).to(dtype)
+    arena = random_cache(page, dtype, generator)
     use_huge_pages(arena)  # as the worker does
     return Decode(
         arena,
@@ -272,7 +285,7 @@ def decode_sides(
         query_start_loc=start,
         causal=True,
         sliding_window_size=-1,
-        isa="vec",
+        isa="amx" if in_pairs(dtype) else "vec",
         enable_kv_split=True,
         dynamic_causal=None,
         kv_cache_dtype="auto",
@@ -296,7 +309,7 @@ def decode_sides(
 
     def stock(number: int) -> None:
         buffer = buffers[number % len(buffers)]
-        key, value = buffer.arena[0].chunk(2, dim=2)
+        key, value = buffer.arena[0].flatten(3).chunk(2, dim=2)
         stock_ops.cpu_attention_with_kv_cache(
             query=query,
             key_cache=key,
@@ -323,9 +336,8 @@ def mass_arguments(
     """Profiling the last queries of one prompt in one layer; K stays in the cache, as it would."""
     blocks = -(-shape.tokens // SLOTS)
     observed = min(OBSERVED, shape.tokens)
-    arena = torch.randn(1, blocks, shape.heads, 2 * SLOTS, shape.head_size, generator=generator).to(
-        dtype
-    )
+    page = (1, blocks, shape.heads, 2 * SLOTS, shape.head_size)
+    arena = random_cache(page, dtype, generator)
     query = torch.randn(
         observed, shape.heads * shape.group, shape.head_size, generator=generator
     ).to(dtype)
@@ -342,9 +354,8 @@ def compact_arguments(
     prompt = -(-shape.tokens // SLOTS)
     pages = -(-kept // SLOTS)
     row = torch.randperm(prompt + pages, generator=generator).int()
-    arena = torch.randn(
-        LAYERS, prompt + pages, shape.heads, 2 * SLOTS, shape.head_size, generator=generator
-    ).to(dtype)
+    page = (LAYERS, prompt + pages, shape.heads, 2 * SLOTS, shape.head_size)
+    arena = random_cache(page, dtype, generator)
     num_heads = LAYERS * shape.heads
     tokens = torch.rand(num_heads, shape.tokens, generator=generator).argsort(-1)[:, :kept]
     heads = torch.zeros(LAYERS, shape.heads, len(HeadField), dtype=torch.int32)

@@ -15,6 +15,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackendImpl,
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
+    _get_attn_isa,
 )
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -31,9 +32,15 @@ from fastgen_vllm.integration.folded import FoldedDecode
 from fastgen_vllm.integration.step import StepWork
 from fastgen_vllm.integration.worker import PerHeadWorking
 from fastgen_vllm.memory import use_huge_pages
+from fastgen_vllm.ops.layout import from_pairs
 
-#: The one page layout that our kernels read: K of a page is [D, S], V is [S, D].
-PAGE_LAYOUT = "vec"
+
+def page_isa(dtype: torch.dtype, block_size: int, head_size: int) -> str:
+    """vLLM's kernels for the cache, by its own choice among the orders that our kernels read.
+
+    ``amx`` packs K and V in pairs, on CPUs with AMX; ``vec`` runs on all x86 CPUs.
+    """
+    return "amx" if _get_attn_isa(dtype, block_size, head_size) == "amx" else "vec"
 
 
 @dataclass
@@ -52,8 +59,7 @@ class PerHeadCPUBuilder(PerHeadBuilding, CPUAttentionMetadataBuilder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(self.kv_cache_spec, PerHeadSpec):
-            # On CPUs with AMX vLLM would pack K in tiles. `vec` runs on all x86 CPUs.
-            self.isa = PAGE_LAYOUT
+            self.isa = page_isa(self.dtype, self.block_size, self.head_dim)
             self._set_isa_to_layers(self.layer_names)
 
     def build_without_stock(
@@ -108,7 +114,8 @@ class StockCPUDecode(FoldedDecode):
     def attend(self, query: Tensor, table: Tensor, lengths: Tensor, scale: float) -> Tensor:
         num_jobs, group_size, head_size = query.shape
         start = torch.arange(num_jobs + 1, dtype=torch.int32)
-        key, value = self.pages.unsqueeze(1).chunk(2, dim=2)
+        slots = self.pages.shape[1] // 2
+        key, value = self.pages.view(-1, 1, 2 * slots, head_size).chunk(2, dim=2)
         output = torch.empty_like(query)
         plan = vllm_ops.cpu_attn_get_scheduler_metadata(
             num_reqs=num_jobs,
@@ -120,7 +127,7 @@ class StockCPUDecode(FoldedDecode):
             query_start_loc=start,
             causal=True,
             sliding_window_size=-1,
-            isa=PAGE_LAYOUT,
+            isa="amx" if self._in_pairs else "vec",
             enable_kv_split=envs.VLLM_CPU_ATTN_SPLIT_KV,
         )
         vllm_ops.cpu_attention_with_kv_cache(
@@ -142,9 +149,16 @@ class StockCPUDecode(FoldedDecode):
         return output
 
     def keys(self, pages: Tensor) -> Tensor:
-        slots, head_size = self.pages.shape[1] // 2, self.pages.shape[2]
-        columns = self.pages[pages, :slots]  # [..., S, D], of which the memory is [D, S]
+        gathered = self.pages[pages.flatten()]
+        if self._in_pairs:
+            gathered = from_pairs(gathered[None, :, None])[0, :, 0]
+        slots, head_size = gathered.shape[1] // 2, gathered.shape[2]
+        columns = gathered[:, :slots]  # [P, S, D], of which the memory is [D, S]
         return columns.reshape(*pages.shape, head_size, slots).transpose(-1, -2)
+
+    @property
+    def _in_pairs(self) -> bool:
+        return self.pages.dim() == 4
 
 
 class PerHeadCPUWorker(PerHeadWorking, CPUWorker):
@@ -154,13 +168,16 @@ class PerHeadCPUWorker(PerHeadWorking, CPUWorker):
     backend_class = PerHeadCPUBackend
 
     def cache_view(self, stacked: Tensor) -> Tensor:
-        num_layers, num_blocks, num_heads, _, width = stacked.shape
+        *outer, slots, width = stacked.shape
         assert stacked.stride()[3:] == (width, 1), "a page is not contiguous"
-        return stacked.view(num_layers, num_blocks, num_heads, -1, width // 2)
+        if page_isa(stacked.dtype, slots, width // 2) == "amx":
+            return stacked.view(*outer, 2 * slots, width // 4, 2)
+        return stacked.view(*outer, 2 * slots, width // 2)
 
     def decode_kernel(self, name: DecodeKernel, cache: Tensor) -> Callable[..., None]:
         return StockCPUDecode(cache) if name == "stock" else ops.decode_attention
 
     def note_memory(self, cache: Tensor) -> str:
         memory = "huge" if use_huge_pages(cache) else "4 KiB"
-        return f"fastgen/{ops.isa()} on {PAGE_LAYOUT} pages in {memory} memory pages"
+        order = "pages in pairs" if cache.dim() == 6 else "pages in columns"
+        return f"fastgen/{ops.isa()} on {order} in {memory} memory pages"

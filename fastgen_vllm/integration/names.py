@@ -72,6 +72,7 @@ DEVICE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder._set_isa_to_layers": (
             "layer_names",
         ),
+        "vllm.v1.attention.backends.cpu_attn:_get_attn_isa": ("dtype", "block_size", "head_size"),
         "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": (
             "layer",
             "query",

@@ -14,7 +14,7 @@
 // queries in memory, added up by a second kernel.
 #pragma once
 
-#include "fastgen/many_rows.h"
+#include "fastgen/tiles.h"
 
 namespace fastgen {
 namespace FASTGEN_ISA {

@@ -45,7 +45,7 @@ FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept
 #if FASTGEN_VECTOR_BYTES == 64
   struct Share {  // of one line of a page that is read
     const Element* line;
-    uint32_t here;                    // bit i: to[row, i] comes from it
+    uint32_t here;                     // bit i: to[row, i] comes from it
     Element place[kColumns<Element>];  // from this place
   };
   Share shares[kColumns<Element>];
@@ -67,8 +67,8 @@ FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept
     save_first(n, to + column, moved);
   }
 #else
-  const bool run = n == kColumns<Element> && kept[n - 1] - kept[0] == n - 1 &&
-                   from[n - 1] - from[0] == n - 1;
+  const bool run =
+      n == kColumns<Element> && kept[n - 1] - kept[0] == n - 1 && from[n - 1] - from[0] == n - 1;
   for (int row = 0; row < num_rows; ++row) {
     const int64_t column = static_cast<int64_t>(row) * stride;
     if (run) {
@@ -98,10 +98,13 @@ struct InColumns {
     const Unit* from = value(page, slot, slots, head_size);
     for (int j = 0; j < head_size; j += kTile) prefetch_span<kTile>(from + j);
   }
-  static void move_value(const Unit* page, int from, Unit* to_page, int to, int slots,
-                         int head_size) {
-    __builtin_memcpy(const_cast<Unit*>(value(to_page, to, slots, head_size)),
-                     value(page, from, slots, head_size), head_size * sizeof(Unit));
+  // Tokens at `kept` of the pages `from` become slots [slot, slot + n).
+  static void move_values(const Unit* const* from, const int32_t* kept, int n, Unit* to_page,
+                          int slot, int slots, int head_size) {
+    for (int i = 0; i < n; ++i) {
+      __builtin_memcpy(const_cast<Unit*>(value(to_page, slot + i, slots, head_size)),
+                       value(from[i], kept[i] % slots, slots, head_size), head_size * sizeof(Unit));
+    }
   }
 };
 
@@ -114,7 +117,8 @@ struct InPairs {
   static int stride(int) { return kPairLanes; }
   static int num_units(int head_size) { return head_size / 2; }
 
-  // The pairs of a slot and its neighbour in the first columns; others lie kPairLanes * S / 2 apart.
+  // The pairs of a slot and its neighbour in the first columns; others lie kPairLanes * S / 2
+  // apart.
   static const Unit* value(const Unit* page, int slot, int slots, int head_size) {
     return page + static_cast<int64_t>(slots) * head_size / 2 + slot / 2 * kPairLanes;
   }
@@ -122,16 +126,24 @@ struct InPairs {
     const Unit* from = value(page, slot, slots, head_size);
     for (int j = 0; j < head_size; j += kPairLanes) prefetch_span<kPairLanes>(from + j * slots / 2);
   }
-  static void move_value(const Unit* page, int from, Unit* to_page, int to, int slots,
-                         int head_size) {
-    const Unit* source = value(page, from, slots, head_size);
-    Unit* target = const_cast<Unit*>(value(to_page, to, slots, head_size));
-    const int out_of = from % 2 * 16, into = to % 2 * 16;
-    const Unit neighbour = 0xffff0000u >> into;
-    for (int j = 0; j < head_size; j += kPairLanes, source += kPairLanes * slots / 2,
-             target += kPairLanes * slots / 2) {
-      for (int i = 0; i < kPairLanes; ++i) {
-        target[i] = (target[i] & neighbour) | (source[i] >> out_of & 0xffffu) << into;
+  // As above; `slot` is even. The neighbour of an odd last token stays.
+  static void move_values(const Unit* const* from, const int32_t* kept, int n, Unit* to_page,
+                          int slot, int slots, int head_size) {
+    for (int i = 0; i < n; i += 2) {
+      const bool alone = i + 1 == n;
+      Unit* to = const_cast<Unit*>(value(to_page, slot + i, slots, head_size));
+      const Unit* first = value(from[i], kept[i] % slots, slots, head_size);
+      const Unit* second = alone ? to : value(from[i + 1], kept[i + 1] % slots, slots, head_size);
+      const int shift = kept[i] % 2 * 16, second_shift = alone ? 16 : kept[i + 1] % 2 * 16;
+      for (int64_t j = 0; j < static_cast<int64_t>(head_size) * slots / 2;
+           j += kPairLanes * slots / 2) {
+        Unit low[kPairLanes], high[kPairLanes];
+        __builtin_memcpy(low, first + j, sizeof low);
+        __builtin_memcpy(high, second + j, sizeof high);
+        for (int lane = 0; lane < kPairLanes; ++lane) {
+          low[lane] = (low[lane] >> shift & 0xffffu) | high[lane] >> second_shift << 16;
+        }
+        __builtin_memcpy(to + j, low, sizeof low);
       }
     }
   }
@@ -162,8 +174,8 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
     }
     move_columns(from_k, kept, n, Order::stride(slots), Order::num_units(d),
                  const_cast<Unit*>(Order::key(to_page, slot, d)));
+    Order::move_values(from, kept, n, to_page, slot, slots, d);
     for (int i = 0; i < n; ++i) {
-      Order::move_value(from[i], kept[i] % slots, to_page, slot + i, slots, d);
       a.positions[to.meta_slot + slot + i] = kept[i];
       a.values[to.meta_slot + slot + i] = a.kept_value[first + slot + i];
     }

@@ -1,21 +1,22 @@
 // Decode attention: one query per request over the ragged pages of each head.
 //
-//   decode_part    item = (request, head, run of pages): softmax over the run, page by page, each
-//                  byte of K and V read once for all G query heads; writes one unmerged state.
+//   decode_part    item = (request, head, part of its pages): softmax over the part, a run of
+//                  pages at a time, each byte of K and V read once for all G query heads; writes
+//                  one unmerged state.
 //   decode_finish  item = (request, head): merges its parts in page order, writes the output rows
 //                  and, for heads that value tokens, adds the pooled probabilities, or their
 //                  squares, to `values`.
 // Parts have a fixed length, so results depend neither on the number of threads nor on the other
 // requests of the step. Bytes: 2 * D elements per slot; 4 * G per slot of scores stay in cache.
-// K and V of a page are taken together, so that the prefetch runs a whole page ahead; heads that
-// value tokens keep their scores, because probabilities are known only after the last page.
-// During its last page a part prefetches the first one of the part that its thread does next; and
+// K and V of a run of pages are taken together, so that the prefetch goes a whole run ahead; heads
+// that value tokens keep their scores, because probabilities are known only after the last page.
+// During its last run a part prefetches the first one of the part that its thread does next; and
 // all along the values that decode_finish will add to.
 //
 // State of a part, in floats: [G, D] sum of exp(score - maximum) * V, [G] maximum, [G] sum of exp.
 #pragma once
 
-#include "fastgen/dot_tile.h"
+#include "fastgen/tiles.h"
 
 namespace fastgen {
 namespace FASTGEN_ISA {
@@ -92,7 +93,7 @@ FASTGEN_INLINE void weigh_columns(const R* p, int64_t p_stride, int num_rows, in
 }
 
 template <typename R, typename T>
-static void weigh_page(const R* p, int64_t p_stride, int num_rows, int num_tokens, const T* v,
+static void weigh_page(const R* p, int64_t p_stride, int, int num_rows, int num_tokens, const T* v,
                        const T* ahead, int64_t head_size, float* sum) {
   constexpr int kWide = kMaxRegisters / 8;  // four rows of accumulators fill half the registers
   int64_t d = 0;
@@ -106,7 +107,7 @@ static void weigh_page(const R* p, int64_t p_stride, int num_rows, int num_token
 
 // As above, of a page in pairs: two tokens at a time lie side by side.
 template <int kRows, int kVectors>
-FASTGEN_INLINE void weigh_pairs(const PairFactor* p, int slots, int num_tokens,
+FASTGEN_INLINE void weigh_pairs(const PairFactor* p, int64_t p_stride, int slots, int num_tokens,
                                 const PairedBFloat* v, const PairedBFloat* ahead, int64_t head_size,
                                 float* sum) {
   Floats acc[kRows][kVectors] = {};
@@ -119,7 +120,7 @@ FASTGEN_INLINE void weigh_pairs(const PairFactor* p, int slots, int num_tokens,
       const Pairs both = load_pairs(v + line);
       const Pairs x = alone ? first_only(both) : both;
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) acc[r][j] = add_products(x, p + r * slots + t, acc[r][j]);
+      for (int r = 0; r < kRows; ++r) acc[r][j] = add_products(x, p + r * p_stride + t, acc[r][j]);
     }
   }
 #pragma GCC unroll 4
@@ -132,14 +133,14 @@ FASTGEN_INLINE void weigh_pairs(const PairFactor* p, int slots, int num_tokens,
   }
 }
 
-static void weigh_page(const PairFactor* p, int64_t slots, int num_rows, int num_tokens,
-                       const PairedBFloat* v, const PairedBFloat* ahead, int64_t head_size,
-                       float* sum) {
+static void weigh_page(const PairFactor* p, int64_t p_stride, int slots, int num_rows,
+                       int num_tokens, const PairedBFloat* v, const PairedBFloat* ahead,
+                       int64_t head_size, float* sum) {
   const auto weigh_columns = [&](int d, auto vectors) {
     const int64_t from = pair_lane(d, slots);
     for_row_batches<4>(num_rows, [&](int r, auto rows) {
       weigh_pairs<decltype(rows)::value, decltype(vectors)::value>(
-          p + r * slots, slots, num_tokens, v + from, ahead + from, head_size,
+          p + r * p_stride, p_stride, slots, num_tokens, v + from, ahead + from, head_size,
           sum + r * head_size + d);
     });
   };
@@ -148,6 +149,20 @@ static void weigh_page(const PairFactor* p, int64_t slots, int num_rows, int num
   for (; d + kWide * kLanes <= head_size; d += kWide * kLanes) weigh_columns(d, Count<kWide>());
   for (; d < head_size; d += 2 * kLanes) weigh_columns(d, Count<2>());
 }
+
+template <typename R, typename T>
+FASTGEN_INLINE void weigh(const Tiles<T>&, const R* p, int64_t p_stride, int slots, int num_rows,
+                          int num_tokens, const T* v, const T* ahead, int head_size, float* sum) {
+  weigh_page(p, p_stride, slots, num_rows, num_tokens, v, ahead, head_size, sum);
+}
+#if FASTGEN_AMX
+FASTGEN_INLINE void weigh(const Tiles<PairedBFloat>& tiles, const BFloat* p, int64_t p_stride,
+                          int slots, int num_rows, int num_tokens, const PairedBFloat* v,
+                          const PairedBFloat* ahead, int head_size, float* sum) {
+  if (num_tokens == slots) return tiles.weigh(p, p_stride, slots, v, ahead, head_size, sum);
+  weigh_page(p, p_stride, slots, num_rows, num_tokens, v, ahead, head_size, sum);
+}
+#endif
 
 static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
   const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
@@ -161,6 +176,20 @@ static StreamPage page_of_part(const DecodeArgs& a, const DecodePart& part, int 
   return stream_page(a.pool, row, stream_page_of(head_of(a, part), part.first_page + i));
 }
 
+// Slots of whole pages whose scores become weights together: it spares steps of the softmax, which
+// with tiles are most of the arithmetic; elsewhere it is no gain (docs/benchmarks.md).
+constexpr int kRunSlots = FASTGEN_AMX ? kMostRunSlots : kTile;
+constexpr int kMostPages = kMostRunSlots / kTile;
+// Whether V of the next page is asked for before the softmax too, so that memory stays busy while
+// scores become weights. That the weighing asks again for the same lines is measured to be worth
+// it, but with AMX.
+constexpr bool kPrefetchValues = !FASTGEN_AMX;
+
+template <typename T>
+FASTGEN_INLINE void prefetch_elements(const T* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += kTile) prefetch_span<kTile>(p + i);
+}
+
 template <typename T>
 static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const DecodePart& following,
                            float* workspace) {
@@ -169,8 +198,12 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
   const int num_pages = (part.num_slots + slots - 1) / slots;
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
   const bool by_value = values_tokens(head_of(a, part).rule);
-  const auto page_of = [&](const DecodePart& of, int page) {
-    const StreamPage found = page_of_part(a, of, page);
+  // Past its last page a part goes on with those of the following one, to fetch them ahead.
+  const int following_pages = (following.num_slots + slots - 1) / slots;
+  const auto page_of = [&](int page) {
+    const int beyond = page - num_pages, last = following_pages - 1;
+    const StreamPage found = beyond < 0 ? page_of_part(a, part, page)
+                                        : page_of_part(a, following, beyond < last ? beyond : last);
     for (int t = 0; by_value && t < slots; t += kTile) {
       prefetch_span<kTile>(a.values + found.meta_slot + t);
     }
@@ -183,7 +216,7 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
                       static_cast<int64_t>(part.head) * group * a.query_head_stride;
   float* totals = workspace;                                                      // [G, kLanes]
   R* rows = reinterpret_cast<R*>(totals + static_cast<int64_t>(group) * kLanes);  // [G, D]
-  R* weights = rows + static_cast<int64_t>(group) * d;                            // [G, S]
+  R* weights = rows + static_cast<int64_t>(group) * d;                            // [G, run * S]
   load_rows(query, a.query_head_stride, group, d, rows);
 
   float* sum = part.state;
@@ -195,25 +228,32 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
     for (int i = 0; i < d; i += kLanes) save(sum + g * d + i, Floats{});
   }
 
-  const T* page = page_of(part, 0);
-  for (int i = 0; i < num_pages; ++i) {
-    const T* next = i + 1 == num_pages ? page_of(following, 0) : page_of(part, i + 1);
-    const int left = part.num_slots - i * slots;
-    const int tokens = left < slots ? left : slots;
-    float* scores = part.scores + i * slots;
-    for (int t = 0; t < slots; t += kTile) {
-      dot_tile(rows, group, d, key_tile(page, t, d), slots, key_tile(next, t, d), a.scale,
-               scores + t, score_stride);
+  const Tiles<T> tiles(group);
+  const int run = kRunSlots > slots ? kRunSlots / slots : 1;
+  const int64_t weight_stride = static_cast<int64_t>(run) * slots;
+  const T *pages[kMostPages], *next[kMostPages];
+  for (int j = 0; j < run; ++j) pages[j] = page_of(j);
+  for (int first = 0; first < num_pages; first += run) {
+    const int count = num_pages - first < run ? num_pages - first : run;
+    for (int j = 0; j < run; ++j) next[j] = page_of(first + count + j);
+    const int left = part.num_slots - first * slots;
+    const int tokens = left < count * slots ? left : count * slots;
+    float* scores = part.scores + first * slots;
+    for (int j = 0; j < count; ++j) {
+      for (int t = 0; t < slots; t += kTile) {
+        tiles.dot(rows, d, key_tile(pages[j], t, d), slots, key_tile(next[j], t, d), a.scale,
+                  scores + j * slots + t, score_stride);
+      }
+      if (kPrefetchValues) prefetch_elements(next[j] + half_page, half_page);
     }
-    // Memory stays busy while scores become weights. That `weigh_page` asks for the same lines
-    // again is measured to be worth it (docs/benchmarks.md).
-    for (int64_t i = 0; i < half_page; i += kTile) prefetch_span<kTile>(next + half_page + i);
+    // The next run may be longer than this one.
+    for (int j = count; j < run; ++j) prefetch_elements(next[j], 2 * half_page);
     for (int g = 0; g < group; ++g) {
       float* s = scores + g * score_stride;
-      for (int t = tokens; t < slots; ++t) s[t] = kLowest;
-      Floats page_most = broadcast(most[g]);
-      for (int t = 0; t < slots; t += kLanes) page_most = maximum(page_most, load(s + t));
-      const float now = reduce_max(page_most);
+      for (int t = tokens; t < count * slots; ++t) s[t] = kLowest;
+      Floats run_most = broadcast(most[g]);
+      for (int t = 0; t < count * slots; t += kLanes) run_most = maximum(run_most, load(s + t));
+      const float now = reduce_max(run_most);
       Floats lanes_total = load(totals + g * kLanes);
       if (now > most[g]) {
         const float shrink = exp_nonpositive(most[g] - now);
@@ -221,15 +261,20 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
         for (int j = 0; j < d; j += kLanes) save(sum + g * d + j, load(sum + g * d + j) * shrink);
         most[g] = now;
       }
-      for (int t = 0; t < slots; t += kLanes) {
+      for (int t = 0; t < count * slots; t += kLanes) {
         const Floats e = exp_nonpositive(load(s + t) - now);
-        save(weights + g * slots + t, e);
+        save(weights + g * weight_stride + t, e);
         lanes_total += e;
       }
       save(totals + g * kLanes, lanes_total);
     }
-    weigh_page(weights, slots, group, tokens, page + half_page, next + half_page, d, sum);
-    page = next;
+    for (int j = 0; j < count; ++j) {
+      const int in_page = tokens - j * slots < slots ? tokens - j * slots : slots;
+      weigh(tiles, weights + j * slots, weight_stride, slots, group, in_page, pages[j] + half_page,
+            next[j] + half_page, d, sum);
+      pages[j] = next[j];
+    }
+    for (int j = count; j < run; ++j) pages[j] = next[j];
   }
   for (int g = 0; g < group; ++g) total[g] = reduce_sum(load(totals + g * kLanes));
 }

@@ -15,6 +15,8 @@ enum Pooling { kMean, kMax, kMin };
 
 // Slots or tokens that kernels handle together; S is a multiple.
 constexpr int kTile = 32;
+// Slots of whole pages whose scores become weights together, at most; a longer page alone.
+constexpr int kMostRunSlots = 256;
 
 struct AttentionMassArgs {
   PagePool pool;
@@ -97,7 +99,7 @@ struct DecodeArgs {
   int part_pages;           // pages of one part
 };
 
-// A part is a run of pages of one (request, head); long heads are several work items.
+// A part of the pages of one (request, head); long heads are several work items.
 struct DecodePart {
   int32_t request;
   int32_t head;
@@ -125,7 +127,8 @@ static inline int64_t mass_workspace(const AttentionMassArgs& a) {
   return rows * (a.score_stride + a.pool.head_size);
 }
 static inline int64_t decode_workspace(const DecodeArgs& a) {
-  return static_cast<int64_t>(a.group_size) * (a.pool.head_size + a.pool.page_slots + kTile);
+  const int run = a.pool.page_slots > kMostRunSlots ? a.pool.page_slots : kMostRunSlots;
+  return static_cast<int64_t>(a.group_size) * (a.pool.head_size + run + kTile);
 }
 
 }  // namespace fastgen

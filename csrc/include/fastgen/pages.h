@@ -8,7 +8,8 @@
 //
 //        +---------------------------+---------------------------+
 //   CPU, | K                         | V                         |    in pairs, for AMX: a line of
-//  pairs | [S/16, D/2, 16, 2]        | [D/16, S/2, 16, 2]        |    64 bytes holds two columns of K
+//  pairs | [S/16, D/2, 16, 2]        | [D/16, S/2, 16, 2]        |    64 bytes holds two columns of
+//  K
 //        +---------------------------+---------------------------+    for 16 tokens, or two tokens'
 //                                                                     values in 16 columns
 //

@@ -26,8 +26,7 @@ FASTGEN_INLINE void norm_of_rows(const PairedBFloat* v, int num_tokens, int slot
   for (int t = 0; t < num_tokens; t += 2) {
     Halves sum = {};
     for (int i = 0; i < head_size; i += kLanes) {
-      const Halves x =
-          load_halves(v + pair_lane(i, slots) + static_cast<int64_t>(t) * kPairLanes);
+      const Halves x = load_halves(v + pair_lane(i, slots) + static_cast<int64_t>(t) * kPairLanes);
       sum.first += x.first * x.first;
       sum.second += x.second * x.second;
     }
