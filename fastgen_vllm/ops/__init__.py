@@ -34,7 +34,7 @@ __all__ = [
 
 
 def isa() -> str:
-    """Name the instruction set in use, among ``baseline``, ``avx2``, ``avx512``, ``avx512bf16``, ``amx``."""
+    """Name the instruction set in use: baseline, avx2, avx512, avx512bf16 or amx."""
     return str(torch.ops.fastgen.isa())
 
 

@@ -17,7 +17,7 @@ from fastgen_vllm.config import load_config
 from fastgen_vllm.geometry import CacheGeometry, HeadField, TokenClass
 from fastgen_vllm.lifecycle import plan_compaction
 from fastgen_vllm.ops import reference
-from fastgen_vllm.ops.layout import to_cpu_layout, to_cuda_layout
+from fastgen_vllm.ops.layout import from_pairs, to_cpu_layout, to_cuda_layout, to_pairs
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
@@ -56,9 +56,14 @@ class Side:
     heads: Tensor
 
     def on_host(self) -> dict[str, Tensor]:
-        """Copies of everything, in the CPU's layout."""
+        """Copies of everything, the cache in columns as the reference has it."""
         arena = self.arena.cpu()
-        arena = to_cpu_layout(arena) if self.arena.is_cuda else arena.clone()
+        if self.arena.is_cuda:
+            arena = to_cpu_layout(arena)
+        elif arena.dim() == 6:
+            arena = from_pairs(arena)
+        else:
+            arena = arena.clone()
         copies = (self.positions, self.values, self.heads)
         names = ("positions", "values", "heads")
         return {"arena": arena, **{n: t.cpu().clone() for n, t in zip(names, copies, strict=True)}}
@@ -67,7 +72,14 @@ class Side:
 class Life:
     """One request on a device and on the reference."""
 
-    def __init__(self, device: torch.device, shape: Shape, dtype: torch.dtype, preset: str) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        shape: Shape,
+        dtype: torch.dtype,
+        preset: str,
+        in_pairs: bool = False,
+    ) -> None:
         seed = sum(shape) + sum(map(ord, preset))
         self._random = torch.Generator().manual_seed(seed)
         self._device = device
@@ -88,7 +100,12 @@ class Life:
             torch.zeros(heads, dtype=torch.int32),
         )
         self._expected = Side(lambda name: getattr(reference, name), arena, *state)
-        there = to_cuda_layout(arena) if device.type == "cuda" else arena
+        self._order: Callable[[Tensor], Tensor] = Tensor.contiguous
+        if in_pairs:
+            self._order = to_pairs
+        elif device.type == "cuda":
+            self._order = to_cuda_layout
+        there = self._order(arena)
         copies = (there.to(device, copy=True), *(t.to(device, copy=True) for t in state))
         self._actual = Side(lambda name: getattr(ops, name), *copies)
 
@@ -180,8 +197,8 @@ class Life:
         pairs += [(results[n], returned[n].cpu()) for n in results]
         worst = max(error(*pair) for pair in pairs)
         for n, tensor in expected.items():
-            if n == "arena" and self._device.type == "cuda":
-                tensor = to_cuda_layout(tensor)
+            if n == "arena":
+                tensor = self._order(tensor)
             getattr(self._actual, n).copy_(tensor)
         return name, worst
 
@@ -219,17 +236,20 @@ def error(expected: Tensor, actual: Tensor) -> float:
 
 
 def check_ops(device: torch.device) -> Iterator[OpCheck]:
-    """Check every op in every dtype."""
-    for dtype in DTYPES:
+    """Check every op in every dtype, and on the CPU on pages in pairs."""
+    orders = [(dtype, False) for dtype in DTYPES]
+    if device.type == "cpu":
+        orders.append((torch.bfloat16, True))
+    for dtype, in_pairs in orders:
         found: dict[str, list[float]] = {name: [] for name in STATE}
         for shape in SHAPES:
             for preset in PRESETS:
-                for name, worst in Life(device, shape, dtype, preset).errors():
+                for name, worst in Life(device, shape, dtype, preset, in_pairs).errors():
                     found[name].append(worst)
         for name, errors in found.items():
             yield OpCheck(
                 op=name,
-                dtype=str(dtype).removeprefix("torch."),
+                dtype=str(dtype).removeprefix("torch.") + (" in pairs" if in_pairs else ""),
                 cases=len(errors),
                 # Copies are exact; everything else is a sum.
                 worst_error=math.nan if any(map(math.isnan, errors)) else max(errors),

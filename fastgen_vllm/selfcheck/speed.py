@@ -162,8 +162,8 @@ def _moved(argument: object, device: torch.device) -> object:
     """An argument of an op on the device, caches in its layout."""
     if not isinstance(argument, Tensor):
         return argument
-    if argument.dim() == 5 and device.type == "cuda":
-        argument = to_cuda_layout(argument)
+    if argument.dim() >= 5 and device.type == "cuda":
+        argument = to_cuda_layout(argument.flatten(4))
     return argument.to(device)
 
 
@@ -173,7 +173,7 @@ def _sides(
     """Ours and FlashAttention, as functions of the call's number."""
     from vllm.v1.attention.backends import fa_utils
 
-    caches = [to_cuda_layout(each.arena).to(device) for each in made]
+    caches = [to_cuda_layout(each.arena.flatten(4)).to(device) for each in made]
     blocks = [each.blocks.to(device) for each in made]
     heads = [each.heads.to(device) for each in made]
     values = [each.values.to(device) for each in made]

@@ -40,6 +40,7 @@ class PagePool(ctypes.Structure):
         ("num_heads", Int),
         ("page_slots", Int),
         ("head_size", Int),
+        ("in_pairs", ctypes.c_bool),
     )
 
 

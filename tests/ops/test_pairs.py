@@ -162,9 +162,7 @@ def test_stored_tokens_arrive_and_others_stay(isa: str, S: int, D: int) -> None:
 
 
 @pytest.mark.parametrize(("S", "D", "G"), SHAPES)
-def test_decode_errs_no_more_than_twice_as_much_as_torch(
-    isa: str, S: int, D: int, G: int
-) -> None:
+def test_decode_errs_no_more_than_twice_as_much_as_torch(isa: str, S: int, D: int, G: int) -> None:
     for lengths in (test_decode_attention.ragged(S), [1023, 1024, 1025, 2500]):
         step = test_decode_attention.Step(lengths, DTYPE, S, D, G)
         output = step.run(op=in_pairs(ops.decode_attention))
