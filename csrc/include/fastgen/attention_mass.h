@@ -19,16 +19,32 @@
 namespace fastgen {
 namespace FASTGEN_ISA {
 
+// Lanes of a vector that begins at token t whose tokens are seen.
+FASTGEN_INLINE Ints seen_lanes(int t, int valid) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < Ints{} + (valid - t);
+}
+
 // One row's softmax over [0, end), end a multiple of kTile, of which `valid` are seen: leaves
-// exp(score - maximum) in place, 0 where unseen, and returns 1 / their sum.
-FASTGEN_INLINE float softmax_row(float* scores, int valid, int end) {
-  for (int t = valid; t < end; ++t) scores[t] = kLowest;
-  Floats most = broadcast(kLowest);
-  for (int t = 0; t < end; t += kLanes) most = maximum(most, load(scores + t));
-  const Floats row_most = broadcast(reduce_max(most));
+// exp(scale * score - maximum) in place, 0 where unseen, and returns 1 / their sum. What is unseen
+// may be NaN.
+FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end) {
+  const int whole = valid / (2 * kLanes) * (2 * kLanes);
+  Floats most = broadcast(kLowest), other = most;
+  for (int t = 0; t < whole; t += 2 * kLanes) {
+    most = maximum(most, load(scores + t) * scale);
+    other = maximum(other, load(scores + t + kLanes) * scale);
+  }
+  most = maximum(most, other);
+  for (int t = whole; t < end; t += kLanes) {
+    most = maximum(most, seen_lanes(t, valid) ? load(scores + t) * scale : broadcast(kLowest));
+  }
+  const float row_most = reduce_max(most);
   Floats sum = {};
   for (int t = 0; t < end; t += kLanes) {
-    const Floats e = exp_nonpositive(load(scores + t) - row_most);
+    Floats e = exp_nonpositive(load(scores + t) * scale - row_most);
+    if (t >= whole) e = seen_lanes(t, valid) ? e : Floats{};
     save(scores + t, e);
     sum += e;
   }
@@ -74,12 +90,13 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
   for (int token = 0; token < block.end; token += kTile) {
     const T* tile = tile_at(token);
     const T* next = token + kTile < block.end ? tile_at(token + kTile) : tile;
-    tiles.dot(rows, d, tile, slots, next, a.scale, block.scores + token, a.score_stride);
+    tiles.dot(rows, d, tile, slots, next, 1.f, block.scores + token, a.score_stride);
   }
   for (int q = 0; q < block.num_queries; ++q) {
     const int valid = a.first_position + block.first_query + q + 1;
     for (int row = q * group; row < (q + 1) * group; ++row) {
-      block.inverses[row] = softmax_row(block.scores + row * a.score_stride, valid, block.end);
+      block.inverses[row] =
+          softmax_row(block.scores + row * a.score_stride, a.scale, valid, block.end);
     }
   }
 }
