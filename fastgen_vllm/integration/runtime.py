@@ -29,7 +29,7 @@ class FastGenRuntime:
 
     Args:
         arena: vLLM's whole KV cache as the ops take it: [L, B, H, 2*S, D] on the CPU,
-            [L, B, H, S, 2*D] on CUDA, strided.
+            or [L, B, H, 2*S, D/2, 2] in pairs, [L, B, H, S, 2*D] on CUDA, strided.
         token_class: [V] int32, TokenClass bits per token id.
         max_requests: most requests that run at once.
         decode_attention: the op of that name, or one with its signature and effects.

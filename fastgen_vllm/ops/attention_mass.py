@@ -30,7 +30,8 @@ def attention_mass(
         query: ``[W, H*G, D]`` queries at positions ``first_position .. first_position+W-1``, of
             the arena's dtype; last dimension contiguous.
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
-            dimensions contiguous, ``S`` and ``D`` multiples of 32.
+            dimensions contiguous, ``S`` and ``D`` multiples of 32. On the CPU it may be bfloat16 in
+            pairs, ``[L, B, H, 2*S, D/2, 2]`` (``fastgen_vllm.ops.layout``).
         layer: in ``[0, L)``.
         block_row: int32 ``[>= ceil((first_position+W) / S)]``, the prompt's stock blocks in order.
         first_position: position of the first query, in tokens.

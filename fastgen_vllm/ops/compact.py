@@ -26,7 +26,8 @@ def compact(
             if no block is in both rows, else a copy of the old blocks.
         old_row: int32 ``[ceil(N / S)]``, the stock blocks in order, as numbered in ``source``.
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
-            dimensions contiguous, ``S`` and ``D`` multiples of 32. Changed in place.
+            dimensions contiguous, ``S`` and ``D`` multiples of 32. On the CPU it may be bfloat16 in
+            pairs, ``[L, B, H, 2*S, D/2, 2]`` (``fastgen_vllm.ops.layout``). Changed in place.
         new_row: int32, the blocks of the page stream in order.
         kept: int32 ``[K]`` token positions, head after head in ``(l, h)`` order.
         kept_start: int64 ``[L*H + 1]``, half-open bounds of each head in ``kept``.

@@ -101,6 +101,13 @@ class Place:
         return finish(self.start(name, *more), self.path / name)
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what the command, run in this process, would set for good."""
+    for variable in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(variable, "ERROR")
+
+
 @pytest.fixture(scope="module")
 def place(tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     path = tmp_path_factory.mktemp("eval")
@@ -350,8 +357,6 @@ LATE = {
 def late(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a run in this process, whose working directory holds little."""
     monkeypatch.chdir(tmp_path)
-    for variable in ("VLLM_LOGGING_LEVEL", "TORCH_CPP_LOG_LEVEL"):
-        monkeypatch.setenv(variable, "ERROR")  # the command would set it for good
     Path("short.txt").write_text("Too short for anything.")
     return ["--model", str(place.path / "model"), "--retrieval", "", "--json", "a.json"]
 
