@@ -21,6 +21,19 @@
 namespace fastgen {
 namespace FASTGEN_ISA {
 
+// sum[r, :] += acc[r, :]
+template <int kRows, int kVectors>
+FASTGEN_INLINE void add_rows(const Floats (&acc)[kRows][kVectors], int64_t head_size, float* sum) {
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      float* to = sum + r * head_size + j * kLanes;
+      save(to, load(to) + acc[r][j]);
+    }
+  }
+}
+
 // sum[g, d:d+kVectors*kLanes] += p[g, t] * V[t, ...] over the tokens of one page. A page is summed
 // by itself first: over long heads that loses less than one running sum.
 template <int kRows, int kVectors, typename T>
@@ -39,14 +52,7 @@ FASTGEN_INLINE void weigh_rows(const float* p, int64_t p_stride, int num_tokens,
       for (int j = 0; j < kVectors; ++j) acc[r][j] += p[r * p_stride + t] * x[j];
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
-      float* to = sum + r * head_size + j * kLanes;
-      save(to, load(to) + acc[r][j]);
-    }
-  }
+  add_rows(acc, head_size, sum);
 }
 
 #if FASTGEN_BF16_DOT
@@ -123,14 +129,7 @@ FASTGEN_INLINE void weigh_pairs(const PairFactor* p, int64_t p_stride, int slots
       for (int r = 0; r < kRows; ++r) acc[r][j] = add_products(x, p + r * p_stride + t, acc[r][j]);
     }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
-      float* to = sum + r * head_size + j * kLanes;
-      save(to, load(to) + acc[r][j]);
-    }
-  }
+  add_rows(acc, head_size, sum);
 }
 
 static void weigh_page(const PairFactor* p, int64_t p_stride, int slots, int num_rows,

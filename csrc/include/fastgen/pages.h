@@ -7,11 +7,9 @@
 //        +---------------------------+---------------------------+
 //
 //        +---------------------------+---------------------------+
-//   CPU, | K                         | V                         |    in pairs, for AMX: a line of
-//  pairs | [S/16, D/2, 16, 2]        | [D/16, S/2, 16, 2]        |    64 bytes holds two columns of
-//  K
-//        +---------------------------+---------------------------+    for 16 tokens, or two tokens'
-//                                                                     values in 16 columns
+//   CPU, | K                         | V                         |    for AMX: 64 bytes are two
+//  pairs | [S/16, D/2, 16, 2]        | [D/16, S/2, 16, 2]        |    columns of K for 16 tokens,
+//        +---------------------------+---------------------------+    or 16 columns of V for two
 //
 //        +-----------+-----------+
 //   CUDA | K of slot | V of slot |  x S    [S, 2 * D], rows slot_stride apart, so that either of
