@@ -47,6 +47,9 @@ def in_pairs(op: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="vLLM's library here knows no pairs"
+)
 @pytest.mark.parametrize(("S", "D"), PAGES)
 def test_order_is_that_of_vllm(S: int, D: int) -> None:
     import vllm._custom_ops as stock_ops
