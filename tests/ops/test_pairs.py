@@ -11,17 +11,14 @@ from fastgen_vllm import ops
 from fastgen_vllm.geometry import StoreRule
 from fastgen_vllm.ops import reference
 from fastgen_vllm.ops.layout import from_pairs, to_pairs
-from tests.ops import test_attention_mass, test_compact, test_decode_attention, test_value_norm
-from tests.ops.cases import (
-    POOLS,
-    SHAPES,
-    HeadPlan,
-    generator,
-    make_cache,
-    make_records,
-    random_blocks,
-    relative_error,
+from tests.ops import (
+    test_attention_mass,
+    test_compact,
+    test_decode_attention,
+    test_store,
+    test_value_norm,
 )
+from tests.ops.cases import POOLS, SHAPES, generator, relative_error
 
 DTYPE = torch.bfloat16
 PAGES = [(S, D) for S, D, _ in SHAPES]
@@ -127,41 +124,11 @@ def test_kept_tokens_arrive_and_others_stay(
 
 
 @pytest.mark.parametrize(("S", "D"), PAGES)
-def test_stored_tokens_arrive_and_others_stay(isa: str, S: int, D: int) -> None:
-    L, H, R = 2, 2, 3
-    rng = generator("store", S, D)
-    plans = [HeadPlan(S, StoreRule.BY_VALUE), HeadPlan(S), HeadPlan(1, StoreRule.BY_AGE)]
-    records, pages = make_records([*plans, HeadPlan(2 * S - 1)], L, H, S)
-    blocks = -(-pages // (L * H)) + 1
-    cache = make_cache(DTYPE, L, R * blocks, H, S, D)
-    cache.arena.copy_(torch.randn(cache.arena.shape, generator=rng))
-    cache.values.uniform_(generator=rng)
-    cache.positions.random_(0, 200, generator=rng)
-    rows = random_blocks(R * blocks, R * blocks, rng).view(R, blocks)
-    heads = records.repeat(R, 1, 1, 1)
-    expected, expected_heads = cache.clone(), heads.clone()
-    for position in range(300, 303):
-        fused = torch.randn(R, 2 * H, D, generator=rng).to(DTYPE)
-        for layer in range(L):
-            sides = (in_pairs(ops.store), cache, heads), (reference.store, expected, expected_heads)
-            for op, to, of in sides:
-                op(
-                    fused[:, :H],
-                    fused[:, H:],
-                    torch.arange(R),
-                    torch.arange(R, dtype=torch.int32),
-                    rows,
-                    torch.full((R,), position, dtype=torch.int32),
-                    torch.zeros(R, dtype=torch.int32),
-                    layer,
-                    to.arena,
-                    of,
-                    to.positions,
-                    to.values,
-                )
-    assert torch.equal(heads, expected_heads)
-    assert torch.equal(cache.arena, expected.arena)
-    assert torch.equal(cache.positions, expected.positions)
+def test_stored_tokens_arrive_and_others_stay(
+    isa: str, S: int, D: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "store", in_pairs(ops.store))
+    test_store.test_several_requests_and_layers(isa, DTYPE, S, D, R=3)
 
 
 @pytest.mark.parametrize(("S", "D", "G"), SHAPES)

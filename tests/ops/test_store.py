@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -217,30 +219,33 @@ def test_long_runs_equal_the_reference(isa: str, rule: StoreRule) -> None:
 
 @pytest.mark.parametrize(("S", "D"), [(S, D) for S, D, _ in SHAPES])
 @pytest.mark.parametrize("R", [3, 48], ids=["one-thread", "all-threads"])
-def test_several_requests_and_layers(isa: str, S: int, D: int, R: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16])
+def test_several_requests_and_layers(isa: str, dtype: torch.dtype, S: int, D: int, R: int) -> None:
     L, H = 2, 2
     rng = generator(S, D, R)
     plans = [HeadPlan(S, StoreRule.BY_VALUE), HeadPlan(S), HeadPlan(1, StoreRule.BY_AGE)]
     records, pages = make_records([*plans, HeadPlan(2 * S - 1)], L, H, S)
     blocks = -(-pages // (L * H)) + 1
-    cache = make_cache(torch.float16, L, R * blocks, H, S, D, fill=0.0)
+    cache = make_cache(dtype, L, R * blocks, H, S, D)
+    cache.arena.copy_(torch.randn(cache.arena.shape, generator=rng))
     cache.values.uniform_(generator=rng)
     cache.positions.random_(0, 200, generator=rng)
     rows = random_blocks(R * blocks, R * blocks, rng).view(R, blocks)
     heads = records.repeat(R + 2, 1, 1, 1)
-    fused = torch.randn(R + 4, 2 * H, D, generator=rng).half()
     token_index = torch.randperm(R + 4, generator=rng)[:R]
     lanes = torch.randperm(R + 2, generator=rng)[:R].int()
     expected, expected_heads = cache.clone(), heads.clone()
-    for op, to, records in ((ops.store, cache, heads), (reference.store, expected, expected_heads)):
-        for layer in range(L):
+    sides = (ops.store, cache, heads), (reference.store, expected, expected_heads)
+    for position, layer in product(range(300, 303), range(L)):
+        fused = torch.randn(R + 4, 2 * H, D, generator=rng).to(dtype)
+        for op, to, records in sides:
             op(
                 fused[:, :H],
                 fused[:, H:],
                 token_index,
                 lanes,
                 rows,
-                300 + torch.arange(R, dtype=torch.int32),
+                position + torch.arange(R, dtype=torch.int32),
                 torch.zeros(R, dtype=torch.int32),
                 layer,
                 to.arena,
