@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 from openai import OpenAI
 
-#: What goes into "vllm_xargs"; README.md lists all of them.
+#: What goes into "vllm_xargs"; docs/reference/options.md lists all of them.
 ARGUMENTS: tuple[dict[str, Any], ...] = (
     {},  # as the server is configured
     {"fastgen": "off"},
