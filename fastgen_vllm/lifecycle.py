@@ -11,13 +11,15 @@ head's own pages (``decode_attention``). Nothing here knows vLLM.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastgen_vllm.compaction.copy import CompactionCopy, copy_for
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.geometry import CacheGeometry
+from fastgen_vllm.geometry import CacheGeometry, TokenClass
 from fastgen_vllm.pages.plan import StreamPlan
 from fastgen_vllm.policy.base import Choice
+from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.policy.select import selector_for
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
@@ -61,7 +63,11 @@ def plan_compaction(
     options: RequestOptions,
     geometry: CacheGeometry,
 ) -> CompactionPlan:
-    """Choose a policy for every head of a profiled prompt and lay out its page stream."""
+    """Choose a policy for every head of a profiled prompt and lay out its page stream.
+
+    Raises:
+        PolicyError: a policy of the user's own fails on it.
+    """
     recovery = config.recovery if options.recovery is None else options.recovery
     if config.recovery_norm == "l1":
         # |A - softmax(QK_C)|_1 <= 1 - T: freed mass counts twice, lost and renormalised.
@@ -69,3 +75,34 @@ def plan_compaction(
     choice = selector_for(config, options).choose(profile, recovery)
     stream = StreamPlan.make(choice, profile.num_observed, geometry)
     return CompactionPlan(profile, choice, stream)
+
+
+#: Tokens of the prompt that is made up to try a policy, if the options serve prompts so short.
+_TRIAL_TOKENS = 512
+
+
+def try_policy(config: FastGenConfig, geometry: CacheGeometry, max_tokens: int) -> None:
+    """Plan for a made-up prompt, so that a policy of the user's own that fails shows at start.
+
+    Args:
+        max_tokens: most tokens of a prompt.
+
+    Raises:
+        ValueError: it fails; says how.
+    """
+    num_tokens = min(max(config.min_prompt, _TRIAL_TOKENS), max_tokens)
+    shape = (geometry.num_layers, geometry.num_kv_heads, num_tokens)
+    token_class = torch.full((num_tokens,), TokenClass.PLAIN, dtype=torch.int32)
+    token_class[0], token_class[-1] = TokenClass.SPECIAL, TokenClass.PUNCTUATION
+    attention = torch.arange(1, geometry.pages_per_block * num_tokens + 1).reciprocal().view(shape)
+    profile = PromptProfile(
+        attention,
+        attention.square(),
+        torch.ones(shape),
+        token_class,
+        observed_queries(config, num_tokens),
+    )
+    try:
+        plan_compaction(profile, config, RequestOptions(), geometry)
+    except PolicyError as error:
+        raise ValueError(f"fastgen option {error}.") from error

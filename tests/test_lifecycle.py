@@ -12,9 +12,11 @@ from fastgen_vllm.lifecycle import (
     is_profiled,
     observed_queries,
     plan_compaction,
+    try_policy,
 )
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.request import RequestOptions
+from tests.policy import own
 from tests.profiles import random_profile
 
 GEOMETRY = CacheGeometry(2, 2, 1, 64, 32, 10)
@@ -135,3 +137,15 @@ print(plan(8192) / (30 * 3 * 8192))
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 10 < float(done.stdout) <= PROFILE_BYTES
+
+
+@pytest.mark.parametrize("policy", ["full", "coverage", "paper", f"{own.MODULE}:Alternating"])
+@pytest.mark.parametrize("max_tokens", [1, 100, 4096])
+def test_policies_are_tried(policy: str, max_tokens: int) -> None:
+    try_policy(FastGenConfig(policy=policy), GEOMETRY, max_tokens)
+
+
+def test_a_policy_that_fails_is_refused() -> None:
+    config = FastGenConfig(policy=f"{own.MODULE}:OneTooFew", min_prompt=600)
+    with pytest.raises(ValueError, match=r"^fastgen option policy='.+': it fails .+ 600 tokens \("):
+        try_policy(config, GEOMETRY, 4096)

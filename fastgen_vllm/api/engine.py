@@ -116,7 +116,7 @@ class Engine:
         if (problem := self._problem(options, len(tokens))) is None:
             found = await self._plan(tokens, params)
             if found is None:
-                problem = "its queries could not be observed; try again"
+                problem = "no plan was made: its queries were not observed, or the policy failed"
         return _profile(tokens, tokenizer, found, problem)
 
     def _problem(self, options: RequestOptions, num_tokens: int) -> str | None:

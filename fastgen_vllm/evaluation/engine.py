@@ -22,6 +22,7 @@ from fastgen_vllm.integration.options import engine_options
 from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.lifecycle import CompactionPlan
 from fastgen_vllm.pages.size import cdiv
+from fastgen_vllm.request import RequestOptions
 
 _MEMORY_POINTS = 33  # of one request's generation
 
@@ -147,6 +148,8 @@ class EvaluationEngine:
         except BaseException:
             self._llm.abort_request([outcome.job.name for outcome in outcomes])
             raise
+        for outcome in outcomes:
+            _check_plan(outcome)
         return outcomes
 
     def close(self) -> None:
@@ -222,6 +225,15 @@ class EvaluationEngine:
                 pages=held.pages / (stock * geometry.pages_per_block),
                 blocks=row / stock,
             )
+        )
+
+
+def _check_plan(outcome: Outcome) -> None:
+    """Raise ValueError if a job that was to be compressed was not: its numbers would deceive."""
+    options = RequestOptions.parse(dict(outcome.job.arguments))
+    if options.enabled and outcome.kept is None:
+        raise ValueError(
+            f"--preset: its policy failed on {outcome.job.name}; the log says how. Mend the policy."
         )
 
 

@@ -50,6 +50,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
 
     plans: list[PlanReport] = field(default_factory=list)
     unobserved: list[str] = field(default_factory=list)  # could not be profiled
+    failed: list[str] = field(default_factory=list)  # a policy of the user's own failed
     profiling_seconds: float = 0.0
     compaction_seconds: float = 0.0
 

@@ -28,6 +28,7 @@ class Uncompacted(StrEnum):
     NO_SAVING = "no_saving"  # the plan would not have given back a block
     NO_ROOM = "no_room"  # the pool was full until it finished
     UNOBSERVED = "unobserved"  # queries that had to be profiled were not computed
+    POLICY_FAILED = "policy_failed"  # a policy of the user's own; the log says how
     FINISHED_FIRST = "finished_first"  # it ended before its plan could be used
 
 

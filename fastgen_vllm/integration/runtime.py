@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from vllm.logger import init_logger
 from vllm.utils.torch_utils import PIN_MEMORY
 
 from fastgen_vllm import ops
@@ -17,8 +18,11 @@ from fastgen_vllm.integration.tracked import Held, TrackedRequest
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
+from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
+
+logger = init_logger("vllm.fastgen")
 
 
 class FastGenRuntime:
@@ -365,7 +369,7 @@ class FastGenRuntime:
     def finish_step(self) -> WorkerReport | None:
         """Choose policies for prompts whose last observed query has passed; report."""
         start = time.perf_counter()
-        for request_id, request in self._requests.items():
+        for request_id, request in list(self._requests.items()):
             if request.attention is None or request.next_observed < request.num_prompt:
                 continue
             assert request.energy is not None and request.prompt_row is not None
@@ -376,8 +380,14 @@ class FastGenRuntime:
                 request.prompt_class,
                 request.num_prompt - request.observed_from,
             )
-            with self._device:  # where policies and plans make their tensors
-                plan = plan_compaction(profile, self._config, request.options, self._geometry)
+            try:
+                with self._device:  # where policies and plans make their tensors
+                    plan = plan_compaction(profile, self._config, request.options, self._geometry)
+            except PolicyError as error:
+                logger.error("FastGen: %s: served uncompressed.", error, exc_info=error.__cause__)
+                self.release(request_id)
+                self._report.failed.append(request_id)
+                continue
             request.plan = plan
             request.attention = request.energy = request.prompt_row = None
             request.planned = PlanReport(
@@ -388,7 +398,8 @@ class FastGenRuntime:
             self.expected_plans.note(request_id, plan)
         report = self._report
         report.profiling_seconds += time.perf_counter() - start
-        if not (report.plans or report.unobserved or report.compaction_seconds):
+        told = report.plans or report.unobserved or report.failed
+        if not (told or report.compaction_seconds):
             return None  # what it took goes with the next report
         self._report = WorkerReport()
         return report

@@ -80,9 +80,14 @@ class PerHeadScheduling(Scheduler):
     def _receive(self, report: WorkerReport, manager: PerHeadManager) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
         self.stats.compaction_seconds += report.compaction_seconds
-        for request_id in report.unobserved:
-            if request_id in self.requests:
-                self._uncompacted[request_id] = Uncompacted.UNOBSERVED
+        without_plan = (
+            (report.unobserved, Uncompacted.UNOBSERVED),
+            (report.failed, Uncompacted.POLICY_FAILED),
+        )
+        for request_ids, reason in without_plan:
+            for request_id in request_ids:
+                if request_id in self.requests:
+                    self._uncompacted[request_id] = reason
         for plan in report.plans:
             request = self.requests.get(plan.request_id)
             # With async scheduling the request may have ended, been preempted, or even been

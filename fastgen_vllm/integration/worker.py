@@ -28,7 +28,7 @@ from fastgen_vllm.integration.options import (
     unsupported_model,
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
-from fastgen_vllm.lifecycle import PROFILE_BYTES, is_profiled
+from fastgen_vllm.lifecycle import PROFILE_BYTES, is_profiled, try_policy
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
@@ -149,6 +149,8 @@ class PerHeadWorking(WorkerBase):
             num_blocks=num_blocks,
         )
         cache = self.cache_view(stacked)
+        with cache.device:
+            try_policy(self._fastgen, geometry, self.model_config.max_model_len)
         self._runtime = FastGenRuntime(
             self._fastgen,
             geometry,

@@ -5,15 +5,16 @@ from functools import cache
 from importlib import import_module
 
 from fastgen_vllm.policy.base import Policy, Selector
+from fastgen_vllm.policy.checked import Checked, one_line
 from fastgen_vllm.policy.full import Full
 from fastgen_vllm.policy.ladder import Ladder
 
 
 @cache
-def own_selector(path: str) -> Selector:
+def own_selector(path: str) -> Checked:
     """Return what ``package.module:Class`` stands for; it is made once in a process.
 
-    A selector is taken as it is. A policy is the one rung of a ladder below :class:`Full`: heads
+    A selector chooses itself. A policy is the one rung of a ladder below :class:`Full`: heads
     in which it recovers enough attention get it, the others keep everything.
 
     Raises:
@@ -32,10 +33,10 @@ def own_selector(path: str) -> Selector:
         made = found()
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be constructed without arguments ({_line(error)}): give each of them "
-            "a default"
+            f"{path} cannot be constructed without arguments ({one_line(error)}): give each of "
+            "them a default"
         ) from error
-    return made if isinstance(made, Selector) else Ladder((made, Full()))
+    return Checked(path, made if isinstance(made, Selector) else Ladder((made, Full())))
 
 
 def _find(path: str) -> object:
@@ -44,13 +45,9 @@ def _find(path: str) -> object:
         module = import_module(name)
     except Exception as error:  # whatever a module does when it is run
         raise ValueError(
-            f"module {name} cannot be imported ({_line(error)}): install it, or put its folder on "
-            "PYTHONPATH"
+            f"module {name} cannot be imported ({one_line(error)}): install it, or put its folder "
+            "on PYTHONPATH"
         ) from error
     if not hasattr(module, attribute):
         raise ValueError(f"module {name} has no {attribute}: name a class that it defines")
     return getattr(module, attribute)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

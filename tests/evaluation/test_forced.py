@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.evaluation import forced
 from fastgen_vllm.evaluation.engine import Job, Outcome
 from fastgen_vllm.request import ENABLED, GENERATED, KEEP
 from tests.evaluation.watched import WatchedEngine
 from tests.integration.tiny import VOCAB, random_prompts
+from tests.policy import own
 
 #: Largest difference of two log-probabilities, from one batch to another.
 CLOSE = 7e-5
@@ -175,3 +177,18 @@ def test_preempted_requests_lose_nothing(job: Job, seen: Seen) -> None:
 def test_compressed_requests_without_room_are_refused(seen: Seen) -> None:
     """Preempted, they would prefill forced tokens uncompressed: another thing than is measured."""
     assert seen.refusal == "--pool-gib: too small, requests wait for room; give more."
+
+
+def test_a_policy_that_fails_ends_the_run(tiny_base: Path) -> None:
+    """A job that it left uncompressed would look like a policy that costs nothing."""
+    config = FastGenConfig(policy=f"{own.MODULE}:Choosy", recovery=0.01)
+    even, odd = random_prompts([70, 71], seed=31)
+    engine = WatchedEngine(tiny_base, config=config)
+    try:
+        (outcome,) = engine.run([Job("even", even, max_tokens=2)])
+        assert outcome.kept is not None
+        engine.run([Job("odd, off", odd, OFF, max_tokens=2)])
+        with pytest.raises(ValueError, match=r"^--preset: its policy failed on odd; the log says"):
+            engine.run([Job("odd", odd, max_tokens=2)])
+    finally:
+        engine.close()

@@ -19,12 +19,19 @@ CONFIG = FastGenConfig(recovery=0.8, observe=128, coverage=CoverageOptions(gener
 class WatchedEngine(EvaluationEngine):
     """Notes which prompts were found in the prefix cache, and who was preempted."""
 
-    def __init__(self, model: Path, *, blocks: int = 400, max_running: int = 8) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        blocks: int = 400,
+        max_running: int = 8,
+        config: FastGenConfig = CONFIG,
+    ) -> None:
         self.cached: dict[str, int] = {}  # prompt tokens found, by job
         self.preemptions: dict[str, int] = {}  # by job
         super().__init__(
             str(model),
-            CONFIG,
+            config,
             dtype="float32",
             max_model_len=512,
             pool_bytes=blocks * BLOCK_BYTES

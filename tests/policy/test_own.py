@@ -7,6 +7,7 @@ import torch
 
 from fastgen_vllm.config import FastGenConfig, load_config, parse_config
 from fastgen_vllm.policy import Full, Ladder, selector_for
+from fastgen_vllm.policy.checked import Checked, PolicyError
 from fastgen_vllm.request import RequestOptions
 from tests.policy import own
 from tests.profiles import make_profile
@@ -19,8 +20,9 @@ def path_of(name: str) -> str:
 
 
 def test_a_policy_becomes_a_ladder_that_ends_with_full() -> None:
-    config = FastGenConfig(policy=path_of("Every"))
-    assert selector_for(config, AS_CONFIGURED) == Ladder((own.Every(), Full()))
+    path = path_of("Every")
+    ladder = Ladder((own.Every(), Full()))
+    assert selector_for(FastGenConfig(policy=path), AS_CONFIGURED) == Checked(path, ladder)
 
 
 def test_heads_in_which_a_policy_recovers_too_little_keep_everything() -> None:
@@ -35,14 +37,14 @@ def test_heads_in_which_a_policy_recovers_too_little_keep_everything() -> None:
 def test_a_selector_chooses_itself() -> None:
     config = FastGenConfig(policy=path_of("Alternating"))
     selector = selector_for(config, AS_CONFIGURED)
-    assert isinstance(selector, own.Alternating)
+    assert isinstance(selector, Checked) and isinstance(selector.selector, own.Alternating)
     choice = selector.choose(make_profile(torch.ones(2, 4, 7)), recovery=1.0)
     assert choice.counts() == {"every": 4, "full": 4}
 
 
 def test_what_is_both_chooses_itself() -> None:
-    config = FastGenConfig(policy="fastgen_vllm.policy:Full")
-    assert selector_for(config, AS_CONFIGURED) == Full()
+    path = "fastgen_vllm.policy:Full"
+    assert selector_for(FastGenConfig(policy=path), AS_CONFIGURED) == Checked(path, Full())
 
 
 def test_it_is_made_once() -> None:
@@ -100,4 +102,26 @@ def test_a_file_names_one_of_a_module_beside_it(
     monkeypatch.syspath_prepend(tmp_path)
     config = load_config(str(tmp_path / "mine.yaml"))
     assert (config.name, config.policy) == ("mine", "beside:Mine")
-    assert isinstance(selector_for(config, AS_CONFIGURED), Ladder)
+    assert isinstance(selector_for(config, AS_CONFIGURED), Checked)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Choosy", "(AssertionError: an odd prompt)"),
+        ("OneTooFew", "(RuntimeError: The expanded size of the tensor (7) must match"),
+        ("Floats", "keep is not a torch.bool tensor of shape [2, 4, 7], but torch.float32 of"),
+        ("Greedy", "growth of every is 2.0, not from 0 to 1"),
+        ("Appending", "every appends generated tokens, but its growth is 0.0, not 1"),
+        ("Windowed", "window of every is 3.5, not a number of tokens"),
+        ("Boundless", "index is 1 to 1, of 1 policies"),
+        ("Short", "choose() returns a Tensor, not a Choice"),
+    ],
+)
+def test_what_fails_on_a_prompt_is_told_of(name: str, said: str) -> None:
+    selector = selector_for(FastGenConfig(policy=path_of(name)), AS_CONFIGURED)
+    with pytest.raises(PolicyError) as error:
+        selector.choose(make_profile(torch.ones(2, 4, 7)), recovery=0.1)
+    message = str(error.value)
+    assert message.startswith(f"policy='{path_of(name)}': it fails on a prompt of 7 tokens (")
+    assert said in message and "\n" not in message
