@@ -36,13 +36,8 @@ class Alternating(Selector):
         return Choice((Every(), Full()), index, keep.expand(layers, heads, num_tokens))
 
 
-@dataclass(frozen=True)
 class Choosy(Every):
     """Fails on prompts of an odd number of tokens."""
-
-    @property
-    def name(self) -> str:
-        return "choosy"
 
     def keep(self, profile: PromptProfile) -> Tensor:
         assert profile.num_tokens % 2 == 0, "an odd prompt"
