@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastgen_vllm.errors import one_line
 from fastgen_vllm.geometry import StoreRule, TokenClass
 from fastgen_vllm.policy.base import Choice, Policy, Selector
 from fastgen_vllm.profile.prompt import PromptProfile
@@ -36,11 +37,6 @@ class Checked(Selector):
                 f"({one_line(error)})"
             ) from error
         return choice
-
-
-def one_line(error: Exception) -> str:
-    """Kind and message of an error."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _check(choice: Choice, profile: PromptProfile) -> None:

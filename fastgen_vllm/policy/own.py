@@ -4,8 +4,9 @@ import inspect
 from functools import cache
 from importlib import import_module
 
+from fastgen_vllm.errors import one_line
 from fastgen_vllm.policy.base import Policy, Selector
-from fastgen_vllm.policy.checked import Checked, one_line
+from fastgen_vllm.policy.checked import Checked
 from fastgen_vllm.policy.full import Full
 from fastgen_vllm.policy.ladder import Ladder
 

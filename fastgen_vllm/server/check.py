@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
+from fastgen_vllm.errors import one_line
 from fastgen_vllm.models.embedded import MODEL_NAME, check_gguf, find_gguf
 from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
@@ -37,8 +38,8 @@ class Check(NamedTuple):
         try:
             return self.find()
         except Exception as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
-            return Found(False, line, "Install again: `make setup`, or as in the README.")
+            remedy = "Install again: `make setup`, or as in the README."
+            return Found(False, one_line(error), remedy)
 
 
 def main() -> int:
