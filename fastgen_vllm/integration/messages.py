@@ -7,6 +7,7 @@ cannot be configured beside FastGen, so they are free.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -44,13 +45,24 @@ class PlanReport(NamedTuple):
     heads_by_policy: dict[str, int]
 
 
+class Uncompacted(StrEnum):
+    """Why a request was never compacted."""
+
+    OFF = "off"  # asked for, or a kind of request that is not profiled
+    SHORT = "short"  # fewer prompt tokens than `min_prompt`
+    NO_SAVING = "no_saving"  # the plan would not have given back a block
+    NO_ROOM = "no_room"  # the pool was full until it finished
+    UNOBSERVED = "unobserved"  # queries that had to be profiled were not computed
+    POLICY_FAILED = "policy_failed"  # a policy of the user's own; the log says how
+    FINISHED_FIRST = "finished_first"  # it ended before its plan could be used
+
+
 @dataclass
 class WorkerReport(KVConnectorWorkerMetadata):
     """What a worker reports of one step."""
 
     plans: list[PlanReport] = field(default_factory=list)
-    unobserved: list[str] = field(default_factory=list)  # could not be profiled
-    failed: list[str] = field(default_factory=list)  # a policy of the user's own failed
+    without_plan: dict[str, Uncompacted] = field(default_factory=dict)  # by request
     profiling_seconds: float = 0.0
     compaction_seconds: float = 0.0
 

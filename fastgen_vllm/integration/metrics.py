@@ -7,7 +7,6 @@ without that stat logger vLLM would hand them to a connector that is not there.
 """
 
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from prometheus_client import Counter, Histogram
@@ -15,21 +14,9 @@ from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
-from fastgen_vllm.integration.messages import PlanReport
+from fastgen_vllm.integration.messages import PlanReport, Uncompacted
 
 STATS_KEY = "fastgen"
-
-
-class Uncompacted(StrEnum):
-    """Why a request was never compacted."""
-
-    OFF = "off"  # asked for, or a kind of request that is not profiled
-    SHORT = "short"  # fewer prompt tokens than `min_prompt`
-    NO_SAVING = "no_saving"  # the plan would not have given back a block
-    NO_ROOM = "no_room"  # the pool was full until it finished
-    UNOBSERVED = "unobserved"  # queries that had to be profiled were not computed
-    POLICY_FAILED = "policy_failed"  # a policy of the user's own; the log says how
-    FINISHED_FIRST = "finished_first"  # it ended before its plan could be used
 
 
 @dataclass

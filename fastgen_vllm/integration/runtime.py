@@ -12,7 +12,12 @@ from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.integration.inspection import ExpectedPlans, HeadTotals
-from fastgen_vllm.integration.messages import CompactionOrder, PlanReport, WorkerReport
+from fastgen_vllm.integration.messages import (
+    CompactionOrder,
+    PlanReport,
+    Uncompacted,
+    WorkerReport,
+)
 from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.integration.tracked import Held, TrackedRequest
 from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
@@ -268,7 +273,7 @@ class FastGenRuntime:
             return None
         if low != request.next_observed:
             self.release(request_id)
-            self._report.unobserved.append(request_id)
+            self._report.without_plan[request_id] = Uncompacted.UNOBSERVED
             return None
         if request.attention is None:
             shape = (self._geometry.num_layers, self._geometry.num_kv_heads, request.num_prompt)
@@ -386,7 +391,7 @@ class FastGenRuntime:
             except PolicyError as error:
                 logger.error("FastGen: %s: served uncompressed.", error, exc_info=error.__cause__)
                 self.release(request_id)
-                self._report.failed.append(request_id)
+                self._report.without_plan[request_id] = Uncompacted.POLICY_FAILED
                 continue
             request.plan = plan
             request.attention = request.energy = request.prompt_row = None
@@ -398,8 +403,7 @@ class FastGenRuntime:
             self.expected_plans.note(request_id, plan)
         report = self._report
         report.profiling_seconds += time.perf_counter() - start
-        told = report.plans or report.unobserved or report.failed
-        if not (told or report.compaction_seconds):
+        if not (report.plans or report.without_plan or report.compaction_seconds):
             return None  # what it took goes with the next report
         self._report = WorkerReport()
         return report

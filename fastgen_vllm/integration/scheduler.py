@@ -24,9 +24,10 @@ from fastgen_vllm.integration.messages import (
     CompactionOrder,
     PlanReport,
     StepOrders,
+    Uncompacted,
     WorkerReport,
 )
-from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats, Uncompacted
+from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.integration.summary import RequestSummary
 from fastgen_vllm.lifecycle import is_profiled, observed_queries
@@ -80,14 +81,9 @@ class PerHeadScheduling(Scheduler):
     def _receive(self, report: WorkerReport, manager: PerHeadManager) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
         self.stats.compaction_seconds += report.compaction_seconds
-        without_plan = (
-            (report.unobserved, Uncompacted.UNOBSERVED),
-            (report.failed, Uncompacted.POLICY_FAILED),
-        )
-        for request_ids, reason in without_plan:
-            for request_id in request_ids:
-                if request_id in self.requests:
-                    self._uncompacted[request_id] = reason
+        for request_id, reason in report.without_plan.items():
+            if request_id in self.requests:
+                self._uncompacted[request_id] = reason
         for plan in report.plans:
             request = self.requests.get(plan.request_id)
             # With async scheduling the request may have ended, been preempted, or even been

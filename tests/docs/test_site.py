@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from fastgen_vllm.geometry import CacheGeometry
-from fastgen_vllm.integration.metrics import Uncompacted
+from fastgen_vllm.integration.messages import Uncompacted
 from fastgen_vllm.integration.options import _REFUSALS
 from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.pages import StreamPlan, StreamSize
