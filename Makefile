@@ -50,7 +50,7 @@ serve: setup ## Serve the embedded model on 127.0.0.1:8000; ARGS="--port 9000" a
 	@exec $(BIN)/fastgen-vllm serve $(ARGS)
 
 test: setup ## Run the tests; ARGS="-k compact" chooses some
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup ## Check style and types, as CI does
 	$(BIN)/ruff check .

@@ -1,10 +1,31 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and how several pytest processes share the machine."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from fastgen_vllm.models.embedded import ensure_default_model
+# `make test ARGS=...` would tell the `make` of a test the same.
+for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
+
+# pytest-xdist: each process keeps to a core, and so does all that it starts. OpenMP's threads wait
+# for each other by spinning: two engines on the same cores would take many times as long as one.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+from fastgen_vllm.models.embedded import ensure_default_model  # noqa: E402
+
+#: Engines of several GiB run in each.
+MOST_PROCESSES = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core; 0 (none beside pytest's own) for slow tests, which measure."""
+    if config.option.markexpr != "not slow":
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 @pytest.fixture(scope="session")
