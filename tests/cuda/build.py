@@ -145,11 +145,14 @@ def call(
     for address, size in regions:
         request += [struct.pack("Q", size), ctypes.string_at(address, size)]
 
+    # vLLM's engines in this process have libraries preloaded; a sanitizer must come first.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     result = subprocess.run(
         [str(runner), entry, order, str(seed)],
         input=b"".join(request),
         capture_output=True,
         timeout=timeout,
+        env=environment,
     )
     if result.returncode != 0:
         message = result.stderr.decode(errors="replace")
