@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from fastgen_vllm.models.embedded import ensure_default_model
+
 # `make test ARGS=...` would tell the `make` of a test the same.
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
 
 # pytest-xdist: each process keeps to a core, and so does all that it starts. OpenMP's threads wait
 # for each other by spinning: two engines on the same cores would take many times as long as one.
+# Here, because OpenMP counts cores when torch is imported, which nothing above does.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-from fastgen_vllm.models.embedded import ensure_default_model  # noqa: E402
 
 #: Engines of several GiB run in each.
 MOST_PROCESSES = 4
