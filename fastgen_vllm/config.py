@@ -113,6 +113,12 @@ class FastGenConfig(_Options):
     min_prompt: int = Field(
         0, ge=0, description="prompts of fewer tokens are served uncompressed, answers included"
     )
+    min_answer: int = Field(
+        2,
+        ge=1,
+        description="requests that can answer fewer tokens (max_tokens, the model's length) are "
+        "served uncompressed",
+    )
     pool: Pool = Field(
         "mean", description="how the query heads of one KV head share attention mass"
     )

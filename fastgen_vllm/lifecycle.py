@@ -3,6 +3,7 @@
     profile   the last W prompt queries pass every layer     -> PromptProfile
     choose    per head the cheapest policy that recovers T   -> Choice
     plan      intervals of the page stream                   -> StreamPlan with its size
+    prepare   keep of the plan what waits for its turn       -> PreparedCompaction
     compact   copy kept tokens into fresh blocks             -> CompactionCopy
 
 Decode then stores each new token by the head's rule (the ``store`` op) and attends to the
@@ -12,9 +13,8 @@ head's own pages (``decode_attention``). Nothing here knows vLLM.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from fastgen_vllm.compaction.copy import CompactionCopy, copy_for
+from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, TokenClass
 from fastgen_vllm.pages.plan import StreamPlan
@@ -38,18 +38,13 @@ class CompactionPlan:
         """Kept tokens over all tokens of the prompt, averaged over heads."""
         return float(self.choice.keep.float().mean())
 
-    def compact(self, token_class: Tensor) -> CompactionCopy:
-        """Decide what to copy now that ``len(token_class)`` tokens are stored."""
-        return copy_for(self.choice, self.stream, self.profile, token_class)
+    def prepare(self) -> PreparedCompaction:
+        """Leave behind what compacting does not need."""
+        return PreparedCompaction.make(self.choice, self.stream, self.profile)
 
 
 #: Most memory that a prompt's profile and choosing from it take for a moment, per token and head.
 PROFILE_BYTES = 96
-
-
-def is_profiled(config: FastGenConfig, options: RequestOptions, num_tokens: int) -> bool:
-    """Whether a prompt of so many tokens is to be compressed."""
-    return options.enabled and num_tokens >= config.min_prompt
 
 
 def observed_queries(config: FastGenConfig, num_tokens: int) -> int:

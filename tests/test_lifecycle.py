@@ -79,7 +79,7 @@ def test_size_says_what_a_capped_plan_needs(profile: PromptProfile) -> None:
     config = FastGenConfig(policy="coverage", recovery=0.8)
     plan = plan_compaction(profile, config, RequestOptions(), GEOMETRY)
     assert plan.stream.size.num_appending == plan.stream.size.num_slow == 0
-    copy = plan.compact(profile.token_class)
+    copy = plan.prepare().copy(profile.token_class)
     assert copy.kept_start[-1] == plan.choice.keep.sum()
     pages = -(-(plan.choice.keep.sum(-1) + 1) // 32)
     assert plan.stream.size.fixed_pages == int(pages.sum())

@@ -26,7 +26,6 @@ from fastgen_vllm.api.schema import (
 from fastgen_vllm.config import CONFIG_KEY, FastGenConfig
 from fastgen_vllm.integration.options import config_of
 from fastgen_vllm.integration.requests import RequestValidator
-from fastgen_vllm.lifecycle import is_profiled
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
@@ -124,7 +123,7 @@ class Engine:
             return "FastGen is off on this server; start it with --fastgen balanced"
         if not options.enabled:
             return 'the argument fastgen="off" says so'
-        if not is_profiled(self._config, options, num_tokens):
+        if num_tokens < self._config.min_prompt:
             return f"it has fewer than {self._config.min_prompt} tokens (option min_prompt)"
         return None
 

@@ -78,7 +78,7 @@ def summarize(
         mean_running=statistics.mean(step.running for step in steps),
         preemptions=preemptions,
         peak_blocks=max(step.blocks for step in steps),
-        kept_share=statistics.mean(compression.kept_shares or [1.0]),
+        kept_share=compression.kept_share,
         seconds=end - start,
         prefill_seconds=sum(step.end - step.start for step in steps if step.prefilled),
         decode_step_ms=statistics.median(decodes or [0.0]),

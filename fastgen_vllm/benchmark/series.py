@@ -89,7 +89,7 @@ def _measure(
     engine.abort(names)
     measured = taken[-steps:]
     # A plan that saves no block is not carried out: then the request keeps everything.
-    share = statistics.mean(compression.kept_shares or [1.0])
+    share = compression.kept_share
     compacted = min(1.0, compression.compactions / point.running)
     length = len(prompts[0])
     metrics = StepMetrics(

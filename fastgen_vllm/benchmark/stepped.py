@@ -49,7 +49,7 @@ class Compression(NamedTuple):
     profiling_seconds: float
     compaction_seconds: float
     compactions: int
-    kept_shares: Sequence[float]  # of prompts, one per plan
+    kept_share: float  # of prompts, mean of plans
 
 
 class SteppedEngine:
@@ -163,13 +163,13 @@ class SteppedEngine:
     def take_compression(self) -> Compression:
         """What FastGen did since this was last asked."""
         if not self._is_compressing:
-            return Compression(0.0, 0.0, 0, ())
+            return Compression(0.0, 0.0, 0, 1.0)
         from fastgen_vllm.integration.metrics import FastGenStats
 
         stats: FastGenStats = self._scheduler.stats
         self._scheduler.stats = FastGenStats()
         return Compression(
-            stats.profiling_seconds, stats.compaction_seconds, stats.compactions, stats.kept_shares
+            stats.profiling_seconds, stats.compaction_seconds, stats.compactions, stats.kept_share
         )
 
     def _time_host_work(self, owner: Any, name: str) -> None:

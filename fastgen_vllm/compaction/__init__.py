@@ -1,5 +1,5 @@
 """What is copied when a request is compacted."""
 
-from fastgen_vllm.compaction.copy import CompactionCopy, copy_for
+from fastgen_vllm.compaction.copy import CompactionCopy, PreparedCompaction
 
-__all__ = ["CompactionCopy", "copy_for"]
+__all__ = ["CompactionCopy", "PreparedCompaction"]

@@ -23,50 +23,80 @@ class CompactionCopy(NamedTuple):
     records: Tensor  # [L, H, len(HeadField)] int32, LENGTH set
 
 
-def copy_for(
-    choice: Choice, plan: StreamPlan, profile: PromptProfile, token_class: Tensor
-) -> CompactionCopy:
-    """Decide what to copy when a request holds ``T >= N`` stored tokens.
+class PreparedCompaction(NamedTuple):
+    """All that compacting a request takes: 8 bytes for each kept token of each head.
 
-    Tokens ``N .. T-1`` were generated while the request still decoded through the stock path
-    (a step or two with async scheduling, more when blocks were short, all that it had before
-    a preemption). They enter every head as if ``store`` had met them, with the attention of
-    an average token, since nobody watched theirs. What then exceeds a head's capacity goes
-    by the head's own rule.
-
-    Args:
-        token_class: [T] int32 TokenClass bits of all stored tokens.
+    A plan may wait for long until its request is compacted. The profile that it was made from has
+    25 bytes for each token of the prompt and head, and need not wait with it.
     """
-    num_heads = choice.index.numel()
-    num_prompt = profile.num_tokens
-    num_stored = len(token_class)
-    records = plan.records.clone().view(num_heads, len(HeadField))
-    keep = torch.ones(num_heads, num_stored, dtype=torch.bool)
-    keep[:, :num_prompt] = choice.keep.reshape(num_heads, num_prompt)
 
-    position = torch.arange(num_stored)
-    value = torch.empty(num_heads, num_stored, dtype=torch.float32)
-    by_energy = (records[:, HeadField.RULE] == StoreRule.BY_ENERGY)[:, None]
-    shape = (num_heads, num_prompt)
-    seen = torch.where(by_energy, profile.energy.view(shape), profile.attention.view(shape))
-    value[:, :num_prompt] = seen
-    average = seen.sum(-1, keepdim=True) / (num_prompt * profile.num_observed)  # of a query
-    value[:, num_prompt:] = (num_stored - position[num_prompt:]) * average
-    protected = (records[:, HeadField.PROTECTS, None] & token_class) != 0
-    value.masked_fill_(protected, math.inf)
+    stream: StreamPlan
+    num_prompt: int  # N
+    kept: Tensor  # [K] int32, positions of the prompt, ascending per head, heads in (l, h) order
+    kept_count: Tensor  # [L*H] int64, how many of them each head has
+    seen: Tensor  # [K] float32, accumulated attention, or energy where the head values by it
+    average: Tensor  # [L*H] float32, of those of all tokens of the prompt, of one query
 
-    free_excess(keep, value, position, plan.capacity(num_stored).flatten(), records)
-    kept_count = keep.sum(-1)
-    records[:, HeadField.LENGTH] = kept_count.int()
-    kept_start = torch.zeros(num_heads + 1, dtype=torch.int64)
-    torch.cumsum(kept_count, 0, out=kept_start[1:])
-    head, kept = keep.nonzero(as_tuple=True)
-    return CompactionCopy(
-        kept=kept.int(),
-        kept_start=kept_start,
-        kept_value=value[head, kept],
-        records=records.view_as(plan.records),
-    )
+    @classmethod
+    def make(
+        cls, choice: Choice, stream: StreamPlan, profile: PromptProfile
+    ) -> "PreparedCompaction":
+        """Take from a prompt's profile what the kept tokens start with."""
+        heads = (choice.index.numel(), profile.num_tokens)
+        keep = choice.keep.reshape(heads)
+        by_energy = stream.records[..., HeadField.RULE, None] == StoreRule.BY_ENERGY
+        seen = torch.where(by_energy, profile.energy, profile.attention).view(heads)
+        head, position = keep.nonzero(as_tuple=True)
+        return cls(
+            stream=stream,
+            num_prompt=profile.num_tokens,
+            kept=position.int(),
+            kept_count=keep.sum(-1),
+            seen=seen[head, position],
+            average=seen.sum(-1) / (profile.num_tokens * profile.num_observed),
+        )
+
+    def copy(self, token_class: Tensor) -> CompactionCopy:
+        """Decide what to copy when the request holds ``T >= N`` stored tokens.
+
+        Tokens ``N .. T-1`` were generated while the request still decoded through the stock path
+        (a step or two with async scheduling, more when blocks were short, all that it had before
+        a preemption). They enter every head as if ``store`` had met them, with the attention of
+        an average token, since nobody watched theirs. What then exceeds a head's capacity goes
+        by the head's own rule.
+
+        Args:
+            token_class: [T] int32 TokenClass bits of all stored tokens.
+        """
+        num_heads, num_stored = len(self.average), len(token_class)
+        records = self.stream.records.clone().view(num_heads, len(HeadField))
+        head = torch.arange(num_heads).repeat_interleave(self.kept_count)
+        prompt = (head, self.kept.long())
+        keep = torch.zeros(num_heads, num_stored, dtype=torch.bool)
+        keep[prompt] = True
+        keep[:, self.num_prompt :] = True
+
+        position = torch.arange(num_stored)
+        value = torch.zeros(num_heads, num_stored)
+        value[prompt] = self.seen
+        later = num_stored - position[self.num_prompt :]
+        value[:, self.num_prompt :] = later * self.average[:, None]
+        protected = (records[:, HeadField.PROTECTS, None] & token_class) != 0
+        value.masked_fill_(protected, math.inf)
+
+        capacity = self.stream.capacity(num_stored).flatten()
+        free_excess(keep, value, position, capacity, records)
+        kept_count = keep.sum(-1)
+        records[:, HeadField.LENGTH] = kept_count.int()
+        kept_start = torch.zeros(num_heads + 1, dtype=torch.int64)
+        torch.cumsum(kept_count, 0, out=kept_start[1:])
+        head, kept = keep.nonzero(as_tuple=True)
+        return CompactionCopy(
+            kept=kept.int(),
+            kept_start=kept_start,
+            kept_value=value[head, kept],
+            records=records.view_as(self.stream.records),
+        )
 
 
 def free_excess(

@@ -168,6 +168,7 @@ class EvaluationEngine:
             ignore_eos=job.forced is not None,
             extra_args=arguments,
         )
+        self._runtime.expected_plans.expect(job.name)
         internal: str = self._llm.add_request(job.name, {"prompt_token_ids": job.prompt}, params)
         return internal
 
@@ -179,8 +180,9 @@ class EvaluationEngine:
         outputs = self._llm.step()
         for request_id, outcome in watched.items():
             self._check_room(request_id, outcome)
-            plan = self._runtime.plan_of(request_id)
-            if plan is not None and outcome.kept is None:
+            if outcome.kept is None and self._runtime.planned(request_id) is not None:
+                plan = self._runtime.expected_plans.take(outcome.job.name)
+                assert plan is not None, "it was expected when the job was added"
                 outcome.kept, outcome.policies = plan.choice.keep, _policies(plan)
             self._note_memory(request_id, outcome)
         by_name = {outcome.job.name: outcome for outcome in watched.values()}

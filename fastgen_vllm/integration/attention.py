@@ -5,7 +5,7 @@ Mixins for the classes of a vLLM backend; ``cpu.py`` and ``cuda.py`` join the tw
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,13 +23,48 @@ from fastgen_vllm.integration.step import DecodeRows, StepWork
 NO_SLOT = -1
 
 
-@dataclass(frozen=True)
 class StepSource:
-    """Where the builder finds what vLLM's attention metadata does not carry."""
+    """Plans a step from what vLLM's attention metadata does not carry.
 
-    runtime: FastGenRuntime
-    request_ids: Callable[[], list[str]]  # of the current batch, in order
-    input_ids: Callable[[], torch.Tensor]  # [T] of the current batch
+    Once for all builders: layers of one cache have one for each number of query heads.
+
+    Args:
+        request_ids: of the current batch, in order.
+        input_ids: [T] of the current batch.
+    """
+
+    def __init__(
+        self,
+        runtime: FastGenRuntime,
+        request_ids: Callable[[], list[str]],
+        input_ids: Callable[[], torch.Tensor],
+    ) -> None:
+        self._runtime = runtime
+        self._request_ids = request_ids
+        self._input_ids = input_ids
+        self._planned: tuple[StepWork | None] | None = None
+
+    def start_step(self) -> None:
+        """Forget the step before."""
+        self._planned = None
+
+    def work(self, common: CommonAttentionMetadata) -> StepWork | None:
+        """What FastGen does in this step."""
+        if self._planned is None:
+            self._planned = (self._plan(common),)
+        return self._planned[0]
+
+    def _plan(self, common: CommonAttentionMetadata) -> StepWork | None:
+        request_ids = self._request_ids()
+        lengths = common.seq_lens_cpu_upper_bound  # exact: speculative decoding is refused
+        assert lengths is not None
+        return self._runtime.plan_step(
+            request_ids,
+            common.query_start_loc_cpu.tolist(),
+            lengths[: len(request_ids)].tolist(),
+            common.block_table_tensor,
+            self._input_ids(),
+        )
 
 
 class StrictRows(NamedTuple):
@@ -62,7 +97,8 @@ class PerHeadBuilding(AttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> Any:
-        work = self._plan(common_attn_metadata)
+        source = self.source
+        work = None if source is None else source.work(common_attn_metadata)
         if work is None and not self._has_strict:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
         stock = common_attn_metadata
@@ -98,21 +134,6 @@ class PerHeadBuilding(AttentionMetadataBuilder):
         shorter.seq_lens = (common.seq_lens - 1).clamp(min=1)
         metadata = super().build(0, shorter, fast_build)
         return StrictRows(metadata, first_tokens.to(common.seq_lens.device))
-
-    def _plan(self, common: CommonAttentionMetadata) -> StepWork | None:
-        source = self.source
-        if source is None:
-            return None
-        request_ids = source.request_ids()
-        lengths = common.seq_lens_cpu_upper_bound  # exact: speculative decoding is refused
-        assert lengths is not None
-        return source.runtime.plan_step(
-            request_ids,
-            common.query_start_loc_cpu.tolist(),
-            lengths[: len(request_ids)].tolist(),
-            common.block_table_tensor,
-            source.input_ids(),
-        )
 
 
 class PerHeadAttention(AttentionImpl):

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, KVQuantMode
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
@@ -32,16 +33,33 @@ def register_spec() -> None:
     KVCacheSpecRegistry.register(PerHeadSpec, PerHeadManager, FullAttentionSpec)
 
 
-def is_compressible(spec: KVCacheSpec) -> bool:
-    """Whether a layer's cache is plain full attention, with nothing that we would break."""
+def is_compressible(spec: KVCacheSpec, dtype: torch.dtype) -> bool:
+    """Whether a layer's cache is plain full attention, with nothing that we would break.
+
+    Args:
+        dtype: the model's, of queries, keys and values.
+    """
     return (
         type(spec) is FullAttentionSpec
+        and spec.dtype == dtype
+        and spec.kv_quant_mode == KVQuantMode.NONE
+        and spec.num_head_slots is None
+        and spec.state_content_bytes is None
+        and spec.tokens_per_state == 1
         and spec.sliding_window is None
         and spec.attention_chunk_size is None
         and not spec.non_causal
         and spec.head_size == spec.head_size_v
         and spec.page_size_padded is None
     )
+
+
+def describe_cache(spec: KVCacheSpec) -> str:
+    """What kind of cache it is, for messages."""
+    dtype = str(getattr(spec, "dtype", "")).removeprefix("torch.")
+    mode = getattr(spec, "kv_quant_mode", KVQuantMode.NONE)
+    quantised = "" if mode == KVQuantMode.NONE else f" quantised as {mode.name}"
+    return f"{type(spec).__name__} of {dtype or 'no dtype'}{quantised}"
 
 
 class PerHeadManager(FullAttentionManager):
@@ -59,27 +77,28 @@ class PerHeadManager(FullAttentionManager):
         """Blocks that the request holds now."""
         return len(self.req_to_blocks.get(request_id, ()))
 
-    def can_compact(self, request_id: str, size: StreamSize, num_stored: int) -> bool:
-        """Whether the pool has room for the new row once the old one is returned.
+    def num_returned(self, request_id: str) -> int:
+        """Blocks that come back when the request gives up its row: those without other readers."""
+        return sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
 
-        Blocks that other requests share do not come back.
-        """
-        returned: int = sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
-        free: int = self.block_pool.get_num_free_blocks()
-        return size.blocks(num_stored) <= free + returned
+    def num_free(self) -> int:
+        """Blocks that the pool can hand out."""
+        return int(self.block_pool.get_num_free_blocks())
 
     def compact(
         self, request_id: str, size: StreamSize, num_stored: int
     ) -> tuple[list[int], list[int]]:
         """Swap the request's row for a page stream; return (old, new) block ids.
 
-        The old blocks go back to the pool with their prefix-cache hashes, behind all blocks
-        that were free before. They may be handed out again in the same step, even to this
-        request, because the worker copies before it computes.
+        New blocks are taken before old ones go back, as far as the pool has any, so that the
+        worker seldom has to write where it reads. The old blocks keep their prefix-cache hashes.
+        They may be handed out again in the same step: the worker copies before it computes.
         """
-        old = self.req_to_blocks[request_id]
-        self.block_pool.free_blocks(reversed(old))
-        new = self.block_pool.get_new_blocks(size.blocks(num_stored))
+        old, pool = self.req_to_blocks[request_id], self.block_pool
+        needed = size.blocks(num_stored)
+        new = pool.get_new_blocks(min(needed, self.num_free()))
+        pool.free_blocks(reversed(old))
+        new += pool.get_new_blocks(needed - len(new))
         self.req_to_blocks[request_id] = new
         self._streams[request_id] = size
         return [block.block_id for block in old], [block.block_id for block in new]

@@ -181,3 +181,19 @@ class PerHeadCPUWorker(PerHeadWorking, CPUWorker):
         memory = "huge" if use_huge_pages(cache) else "4 KiB"
         order = "pages in pairs" if cache.dim() == 6 else "pages in columns"
         return f"fastgen/{ops.isa()} on {order} in {memory} memory pages"
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Keep requests' generators from the samples that vLLM throws away.
+
+        After a chunk of a prompt vLLM takes back what its sample drew from the request's
+        generator, by the generator's offset. CPU generators have none: it would raise an error.
+        """
+        batch = self.model_runner.input_batch
+        discarded = self.model_runner.discard_request_mask.np
+        put_aside = {
+            row: batch.generators.pop(row) for row in list(batch.generators) if discarded[row]
+        }
+        try:
+            return super().sample_tokens(grammar_output)
+        finally:
+            batch.generators.update(put_aside)

@@ -53,20 +53,20 @@ class ExpectedPlans:
     """Plans that somebody waits for, by the request id that the client knows."""
 
     def __init__(self) -> None:
-        self._expected: dict[str, dict[str, Any] | None] = {}
+        self._expected: dict[str, CompactionPlan | None] = {}
 
     def expect(self, request_id: str) -> None:
-        """Describe the plan of this request when it is made."""
+        """Keep the plan of this request when it is made."""
         self._expected[request_id] = None
 
     def note(self, internal_id: str, plan: CompactionPlan) -> None:
-        """A plan was made; keep its description if it is expected."""
+        """A plan was made; keep it if it is expected."""
         request_id = external_id(internal_id)
         if request_id in self._expected:
-            self._expected[request_id] = _described(plan)
+            self._expected[request_id] = plan
 
-    def take(self, request_id: str) -> dict[str, Any] | None:
-        """The description, if the plan was made; it is expected no longer."""
+    def take(self, request_id: str) -> CompactionPlan | None:
+        """The plan, if it was made; it is expected no longer."""
         return self._expected.pop(request_id, None)
 
 
@@ -75,8 +75,8 @@ def external_id(internal_id: str) -> str:
     return internal_id.rpartition("-")[0]
 
 
-def _described(plan: CompactionPlan) -> dict[str, Any]:
-    """Everything ``[L][H]``: policy, recovery, and kept positions, sorted."""
+def described(plan: CompactionPlan) -> dict[str, Any]:
+    """A plan in plain types, everything ``[L][H]``: policy, recovery, sorted kept positions."""
     choice = plan.choice
     names = [policy.name for policy in choice.policies]
     return {

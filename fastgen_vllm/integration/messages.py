@@ -22,6 +22,7 @@ class CompactionOrder(NamedTuple):
     """Copy one request's kept tokens from its old blocks into its new ones."""
 
     request_id: str
+    preemptions: int  # as the plan that it carries out
     old_row: list[int]  # block ids, in order; may be reused right after the copy
     new_row: list[int]
     num_stored: int  # tokens on the old blocks
@@ -32,26 +33,30 @@ class StepOrders(KVConnectorMetadata):
     """Orders that a worker carries out before a step's forward pass, in this order."""
 
     compactions: list[CompactionOrder] = field(default_factory=list)
-    #: requests whose plan will not be used; their profile can go
+    #: requests whose plan will not be used
     declined: list[str] = field(default_factory=list)
+    #: requests among the step's new ones whose prompts are profiled
+    profiled: list[str] = field(default_factory=list)
 
 
 class PlanReport(NamedTuple):
     """What the scheduler has to know of a finished plan, and what metrics want."""
 
     request_id: str
+    preemptions: int  # of the request, before its prompt was profiled
     size: StreamSize
     kept_share: float  # kept tokens over prompt tokens, averaged over heads
     heads_by_policy: dict[str, int]
 
 
 class Uncompacted(StrEnum):
-    """Why a request was never compacted."""
+    """Why a request ended uncompacted."""
 
     OFF = "off"  # asked for, or a kind of request that is not profiled
     SHORT = "short"  # fewer prompt tokens than `min_prompt`
-    NO_SAVING = "no_saving"  # the plan would not have given back a block
-    NO_ROOM = "no_room"  # the pool was full until it finished
+    SHORT_ANSWER = "short_answer"  # it could not answer `min_answer` tokens
+    NO_SAVING = "no_saving"  # compaction would not have given back a block
+    NO_ROOM = "no_room"  # forced without a saving, the pool was full until it finished
     UNOBSERVED = "unobserved"  # queries that had to be profiled were not computed
     POLICY_FAILED = "policy_failed"  # a policy of the user's own; the log says how
     FINISHED_FIRST = "finished_first"  # it ended before its plan could be used

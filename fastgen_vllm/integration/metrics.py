@@ -21,11 +21,11 @@ STATS_KEY = "fastgen"
 
 @dataclass
 class FastGenStats:
-    """What happened since the last time statistics were sent."""
+    """What happened since the last time statistics were sent: bounded, should nobody ask."""
 
     compactions: int = 0
     blocks_given_back: int = 0
-    kept_shares: list[float] = field(default_factory=list)
+    kept_percents: dict[int, int] = field(default_factory=dict)  # plans, by their kept share
     heads_by_policy: dict[str, int] = field(default_factory=dict)
     uncompacted: dict[str, int] = field(default_factory=dict)
     profiling_seconds: float = 0.0
@@ -33,12 +33,20 @@ class FastGenStats:
 
     def observe_plan(self, plan: PlanReport) -> None:
         """Count one plan."""
-        self.kept_shares.append(plan.kept_share)
+        percent = round(100 * plan.kept_share)
+        self.kept_percents[percent] = self.kept_percents.get(percent, 0) + 1
         for policy, heads in plan.heads_by_policy.items():
             self.heads_by_policy[policy] = self.heads_by_policy.get(policy, 0) + heads
 
+    @property
+    def kept_share(self) -> float:
+        """Mean of the plans, to half a percent; 1 without any."""
+        plans = sum(self.kept_percents.values())
+        total = sum(percent * count for percent, count in self.kept_percents.items())
+        return total / plans / 100 if plans else 1.0
+
     def count_uncompacted(self, reason: Uncompacted) -> None:
-        """Count one request that ended without compaction."""
+        """Count one request that ended uncompacted."""
         self.uncompacted[reason.value] = self.uncompacted.get(reason.value, 0) + 1
 
     def is_empty(self) -> bool:
@@ -96,7 +104,9 @@ class _Metrics:
             "fastgen_compactions", "Requests moved to per-head block tables.", ["engine"]
         )
         self.blocks = Counter(
-            "fastgen_blocks_given_back", "Blocks that compaction returned.", ["engine"]
+            "fastgen_blocks_given_back",
+            "Blocks that compaction returned, less those that it took.",
+            ["engine"],
         )
         self.kept = Histogram(
             "fastgen_kept_share",
@@ -108,7 +118,7 @@ class _Metrics:
             "fastgen_heads", "Heads by the policy chosen for them.", ["engine", "policy"]
         )
         self.uncompacted = Counter(
-            "fastgen_uncompacted_requests", "Requests never compacted.", ["engine", "reason"]
+            "fastgen_uncompacted_requests", "Requests that ended uncompacted.", ["engine", "reason"]
         )
         self.profiling = Counter(
             "fastgen_profiling_seconds", "Time spent profiling and choosing.", ["engine"]
@@ -120,8 +130,9 @@ class _Metrics:
     def add(self, stats: FastGenStats, engine: str) -> None:
         self.compactions.labels(engine).inc(stats.compactions)
         self.blocks.labels(engine).inc(stats.blocks_given_back)
-        for share in stats.kept_shares:
-            self.kept.labels(engine).observe(share)
+        for percent, plans in stats.kept_percents.items():
+            for _ in range(plans):
+                self.kept.labels(engine).observe(percent / 100)
         for policy, heads in stats.heads_by_policy.items():
             self.heads.labels(engine, policy).inc(heads)
         for reason, requests in stats.uncompacted.items():

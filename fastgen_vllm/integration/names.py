@@ -17,6 +17,12 @@ COMMON_NAMES: dict[str, tuple[str, ...]] = {
     "vllm.v1.core.sched.scheduler:Scheduler.add_request": ("request",),
     "vllm.v1.core.sched.scheduler:Scheduler.make_stats": (),
     "vllm.v1.core.sched.scheduler:Scheduler._get_local_prefix_cache_hit": ("request",),
+    "vllm.v1.core.sched.scheduler:Scheduler._preempt_request": ("request",),
+    "vllm.v1.core.sched.scheduler:Scheduler._reserve_prefill_lookahead": (
+        "request",
+        "num_computed_tokens",
+        "num_new_tokens",
+    ),
     "vllm.v1.core.sched.scheduler:Scheduler._free_request": ("request", "delay_free_blocks"),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (),
     "vllm.v1.core.kv_cache_manager:KVCacheManager.truncate_computed_blocks": (
@@ -92,6 +98,7 @@ DEVICE_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "vllm.v1.worker.cpu_worker:CPUWorker.get_kv_cache_spec": (),
         "vllm.v1.worker.cpu_worker:CPUWorker.initialize_from_config": ("kv_cache_config",),
         "vllm.v1.worker.cpu_worker:CPUWorker.execute_model": ("scheduler_output",),
+        "vllm.v1.worker.cpu_worker:CPUWorker.sample_tokens": ("grammar_output",),
         "vllm._custom_ops:cpu_attn_get_scheduler_metadata": ("seq_lens", "isa"),
         "vllm._custom_ops:cpu_attention_with_kv_cache": ("seq_lens", "block_table"),
     },

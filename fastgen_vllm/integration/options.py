@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import CpuArchEnum, current_platform
 
@@ -92,6 +93,10 @@ def _on_cuda(c: VllmConfig) -> bool:
     return bool(c.device_config.device_type == "cuda")
 
 
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 _OFF = "or start with --fastgen off"
 _REFUSALS = (
     Refusal(
@@ -163,8 +168,20 @@ _REFUSALS = (
         f"--runner: FastGen compresses generation; use --runner generate, {_OFF}.",
     ),
     Refusal(
-        lambda c: c.cache_config.cache_dtype not in ("auto", "bfloat16", "float16"),
-        f"--kv-cache-dtype: FastGen has no quantised KV cache; use auto, {_OFF}.",
+        lambda c: c.cache_config.cache_dtype not in ("auto", _name(c.model_config.dtype)),
+        f"--kv-cache-dtype: FastGen's KV cache is of the model's dtype; use auto, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: c.cache_config.kv_sharing_fast_prefill,
+        f"--kv-sharing-fast-prefill: FastGen profiles prompts in all layers; leave it out, {_OFF}.",
+    ),
+    Refusal(
+        lambda c: (
+            c.parallel_config.distributed_executor_backend == "ray"
+            and not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND
+        ),
+        "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0: the old Ray executor calls vLLM's model runner past "
+        f"FastGen's worker; set it to 1, {_OFF}.",
     ),
     Refusal(
         lambda c: _on_cpu(c) and c.cache_config.block_size % CPU_BLOCK_SIZE != 0,

@@ -20,7 +20,7 @@ from fastgen_vllm.integration.messages import (
 )
 from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.integration.tracked import Held, TrackedRequest
-from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
@@ -117,13 +117,15 @@ class FastGenRuntime:
         """Copy a request's kept tokens into its page stream."""
         start = time.perf_counter()
         request = self._requests[order.request_id]
-        assert request.plan is not None, f"{order.request_id} has no plan"
+        assert request.prepared is not None, f"{order.request_id} has no plan"
+        assert order.preemptions == request.preemptions, "the order is for another plan"
+        size = request.prepared.stream.size
+        assert size.blocks(order.num_stored) == len(order.new_row), "the plan needs another row"
         stored = torch.cat([request.prompt_class, *request.later_class])
         assert len(stored) == order.num_stored, "worker and scheduler count tokens differently"
         with self._device:
-            copy = request.plan.compact(stored)
-        request.size = request.plan.stream.size
-        request.plan = None
+            copy = request.prepared.copy(stored)
+        request.size, request.prepared = size, None
         request.later_class.clear()
         request.lane = self._free_lanes.pop()
         self._heads[request.lane] = copy.records
@@ -145,11 +147,6 @@ class FastGenRuntime:
             self._values,
         )
         self._report.compaction_seconds += time.perf_counter() - start
-
-    def plan_of(self, request_id: str) -> CompactionPlan | None:
-        """The plan of a request that will be compacted next; None before and after."""
-        request = self._requests.get(request_id)
-        return None if request is None else request.plan
 
     def planned(self, request_id: str) -> PlanReport | None:
         """What was planned for a request's prompt, until the request ends or is not compacted."""
@@ -269,7 +266,7 @@ class FastGenRuntime:
         request = self._requests[request_id]
         low = max(first, request.observed_from)
         high = min(seq_len, request.num_prompt)
-        if low >= high or request.plan is not None:
+        if low >= high or request.planned is not None:
             return None
         if low != request.next_observed:
             self.release(request_id)
@@ -393,10 +390,15 @@ class FastGenRuntime:
                 self.release(request_id)
                 self._report.without_plan[request_id] = Uncompacted.POLICY_FAILED
                 continue
-            request.plan = plan
+            with self._device:
+                request.prepared = plan.prepare()
             request.attention = request.energy = request.prompt_row = None
             request.planned = PlanReport(
-                request_id, plan.stream.size, plan.kept_share, plan.choice.counts()
+                request_id,
+                request.preemptions,
+                plan.stream.size,
+                plan.kept_share,
+                plan.choice.counts(),
             )
             self._report.plans.append(request.planned)
             self.head_totals.add(plan)

@@ -1,9 +1,8 @@
 """The scheduler's side of compaction.
 
 When a worker reports a plan, the request waits here until the next ``schedule()`` in which
-the pool has room for its page stream. Then its blocks are swapped, the copy is ordered on
-the step's message and the old blocks go back. Until then, and if the plan saves nothing,
-the request decodes through the stock path.
+compaction gives back blocks. Then its blocks are swapped, the copy is ordered on the step's
+message and the old blocks go back. Until then the request decodes through the stock path.
 """
 
 from typing import Any
@@ -15,23 +14,23 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import Request
 
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration.cache import PerHeadManager
 from fastgen_vllm.integration.inspection import external_id
 from fastgen_vllm.integration.messages import (
     CompactionOrder,
-    PlanReport,
     StepOrders,
     Uncompacted,
     WorkerReport,
 )
 from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats
 from fastgen_vllm.integration.options import config_of, wants_metrics
+from fastgen_vllm.integration.progress import RequestProgress
 from fastgen_vllm.integration.summary import RequestSummary
-from fastgen_vllm.lifecycle import is_profiled, observed_queries
-from fastgen_vllm.pages.size import cdiv
+from fastgen_vllm.lifecycle import observed_queries
+from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.request import RequestOptions
 
 
@@ -45,10 +44,12 @@ class PerHeadScheduling(Scheduler):
         manager = managers[0] if len(managers) == 1 else None
         #: None: this model's cache cannot be compressed and the user chose to serve it so
         self._manager = manager if isinstance(manager, PerHeadManager) else None
-        self._pending: dict[str, PlanReport] = {}
-        self._plans: dict[str, PlanReport] = {}  # of compacted requests
-        self._uncompacted: dict[str, Uncompacted] = {}
+        self._progress: dict[str, RequestProgress] = {}
+        #: requests whose plan waits to be carried out, oldest first
+        self._pending: dict[str, Request] = {}
         self._declined: list[str] = []
+        #: how often a request gave up blocks that others may have read too
+        self._departures = 0
         self._send_stats = wants_metrics(self.vllm_config)
         #: since statistics were last sent
         self.stats = FastGenStats()
@@ -59,10 +60,19 @@ class PerHeadScheduling(Scheduler):
         compactions = self._compact_pending(self._manager)
         output = super().schedule(throttle_prefills)
         preempted = output.preempted_req_ids or ()
-        output.kv_connector_metadata = StepOrders(
+        orders = StepOrders(
             compactions=[order for order in compactions if order.request_id not in preempted],
             declined=self._declined,
+            profiled=[
+                new.req_id
+                for new in output.scheduled_new_reqs
+                if self._progress[new.req_id].is_profiled
+            ],
         )
+        for order in orders.compactions:
+            self.stats.compactions += 1
+            self.stats.blocks_given_back += self._progress[order.request_id].given_back
+        output.kv_connector_metadata = orders
         self._declined = []
         return output
 
@@ -72,76 +82,127 @@ class PerHeadScheduling(Scheduler):
         connector_output = model_runner_output.kv_connector_output
         report = connector_output.kv_connector_worker_meta if connector_output else None
         if isinstance(report, WorkerReport) and self._manager is not None:
-            self._receive(report, self._manager)
+            self._receive(report)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
         return outputs
 
-    def _receive(self, report: WorkerReport, manager: PerHeadManager) -> None:
+    def _receive(self, report: WorkerReport) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
         self.stats.compaction_seconds += report.compaction_seconds
         for request_id, reason in report.without_plan.items():
-            if request_id in self.requests:
-                self._uncompacted[request_id] = reason
+            if (progress := self._progress.get(request_id)) is not None:
+                progress.settle(reason)
         for plan in report.plans:
             request = self.requests.get(plan.request_id)
-            # With async scheduling the request may have ended, been preempted, or even been
-            # compacted by an equal plan from before a preemption.
-            if request is None or request.status != RequestStatus.RUNNING:
+            # With async scheduling the request may have ended or been preempted since.
+            if request is None or request.num_preemptions != plan.preemptions:
                 continue
-            if manager.is_compacted(plan.request_id):
-                continue
-            self._pending[plan.request_id] = plan
-            self._uncompacted[plan.request_id] = Uncompacted.NO_ROOM
+            self._progress[plan.request_id].receive(plan)
+            self._pending[plan.request_id] = request
             self.stats.observe_plan(plan)
 
     def _compact_pending(self, manager: PerHeadManager) -> list[CompactionOrder]:
-        """Swap the blocks of every request whose plan pays and for which there is room."""
+        """Swap the blocks of every request whose plan gives some back."""
         orders = []
-        for request_id, plan in list(self._pending.items()):
-            size = plan.size
-            request = self.requests.get(request_id)
-            if request is None or request.status != RequestStatus.RUNNING:
-                del self._pending[request_id]  # a preempted request is profiled again
-                continue
-            if request.is_prefill_chunk:
-                continue
-            num_stored = request.num_computed_tokens
-            saves = size.blocks(num_stored) < manager.num_blocks(request_id)
-            # Forced, heads with slack may come to need more than a request's row has room for.
-            longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
-            fits = size.blocks(longest) <= cdiv(self.max_model_len, self.block_size)
-            if not fits or not (saves or self._fastgen.force):
+        for request_id, request in list(self._pending.items()):
+            progress = self._progress[request_id]
+            if request.is_prefill_chunk and request.num_computed_tokens != progress.compacted_at:
+                continue  # what it had generated before a preemption
+            assert progress.plan is not None
+            size, num_stored = progress.plan.size, request.num_computed_tokens
+            if not self._may_save(request, size):
                 del self._pending[request_id]
                 self._declined.append(request_id)
-                self._uncompacted[request_id] = Uncompacted.NO_SAVING
+                progress.settle(Uncompacted.NO_SAVING)
                 continue
-            if not manager.can_compact(request_id, size, num_stored):
+            if (reason := self._reason_to_wait(request, progress, size, manager)) is not None:
+                progress.wait(reason)
                 continue
+            free = manager.num_free()
             old, new = manager.compact(request_id, size, num_stored)
-            orders.append(CompactionOrder(request_id, old, new, num_stored))
-            self._plans[request_id] = self._pending.pop(request_id)
-            self._uncompacted.pop(request_id, None)
-            self.stats.compactions += 1
-            self.stats.blocks_given_back += len(old) - len(new)
+            del self._pending[request_id]
+            # None for a request that is forced to take more.
+            progress.compact(num_stored, given_back=max(0, manager.num_free() - free))
+            self._departures += 1
+            orders.append(
+                CompactionOrder(request_id, request.num_preemptions, old, new, num_stored)
+            )
         return orders
 
-    def _outcome(self, request: Request) -> Uncompacted:
+    def _may_save(self, request: Request, size: StreamSize) -> bool:
+        """Whether compaction could give back a block now or when the request is longer."""
+        longest = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
+        # Heads with slack may come to need more than a request's row has room for.
+        fits = size.blocks(longest) <= cdiv(self.max_model_len, self.block_size)
+        saves = size.blocks(longest) < cdiv(longest, self.block_size)
+        return fits and (saves or self._fastgen.force)
+
+    def _reason_to_wait(
+        self,
+        request: Request,
+        progress: RequestProgress,
+        size: StreamSize,
+        manager: PerHeadManager,
+    ) -> Uncompacted | None:
+        """Why a request cannot be compacted now.
+
+        If it saves there is room: it takes less than it returns. The readers of its blocks are
+        counted again only when it has more blocks or some reader left: it may wait for long.
+        """
+        held = manager.num_blocks(request.request_id)
+        needed = size.blocks(request.num_computed_tokens)
+        if self._fastgen.force:
+            room = manager.num_free() + manager.num_returned(request.request_id)
+            return Uncompacted.NO_ROOM if needed > room else None
+        look = (held, self._departures)
+        if needed >= held or progress.looked_at == look:
+            return Uncompacted.NO_SAVING
+        if needed >= manager.num_returned(request.request_id):
+            progress.looked_at = look
+            return Uncompacted.NO_SAVING
+        return None
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        """Have an answer that goes on after a preemption computed as it was at first.
+
+        vLLM would compute it like a prompt, with attention to all tokens: another K and V, and
+        from then on another answer. So: up to the tokens that were stored at its compaction,
+        then none until it is compacted again, then one in every step.
+        """
+        count: int = super()._reserve_prefill_lookahead(
+            request, num_computed_tokens, num_new_tokens
+        )
+        progress = self._progress.get(request.request_id)
+        if progress is None or progress.compacted_at is None:
+            return count
+        if num_computed_tokens < progress.compacted_at:
+            return min(count, progress.compacted_at - num_computed_tokens)
+        return min(count, 1) if progress.outcome is None else 0
+
+    def _first_outcome(self, request: Request) -> Uncompacted:
         """Why the request will stay as it is, or what to say if it ends before its plan."""
         if request.sampling_params is None or request.prompt_token_ids is None:
             return Uncompacted.OFF
         options = RequestOptions.parse(request.sampling_params.extra_args)
-        if request.resumable or not options.enabled:
+        # The next chunk of a session, and embeddings among tokens, are not supported.
+        if request.resumable or request.prompt_embeds is not None or not options.enabled:
             return Uncompacted.OFF
-        if not is_profiled(self._fastgen, options, request.num_prompt_tokens):
+        if request.num_prompt_tokens < self._fastgen.min_prompt:
             return Uncompacted.SHORT
+        longest = min(request.max_tokens, self.max_model_len - request.num_prompt_tokens)
+        if longest < self._fastgen.min_answer:
+            return Uncompacted.SHORT_ANSWER
         return Uncompacted.FINISHED_FIRST
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         """Cap a prefix-cache hit so that all observed queries are computed."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
-        if self._manager is None or self._outcome(request) != Uncompacted.FINISHED_FIRST:
+        progress = self._progress.get(request.request_id)
+        if progress is None or not progress.is_profiled:
             return blocks, num_hit, boundary, diverged
         num_prompt = int(request.num_prompt_tokens)
         first = num_prompt - observed_queries(self._fastgen, num_prompt)
@@ -151,21 +212,29 @@ class PerHeadScheduling(Scheduler):
         return blocks, num_hit, boundary, diverged
 
     def add_request(self, request: Request) -> None:
-        if self._manager is not None:
-            self._uncompacted[request.request_id] = self._outcome(request)
+        # A session's next chunk comes under the id of its first.
+        if self._manager is not None and request.request_id not in self.requests:
+            self._progress[request.request_id] = RequestProgress(self._first_outcome(request))
         super().add_request(request)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        self._depart(request)
+        if (progress := self._progress.get(request.request_id)) is not None:
+            progress.preempt()
 
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        answers = _wants_report(request)
+        progress = self._progress.pop(request.request_id, None)
+        self._depart(request)
         summary = None
-        if self._manager is not None and (answers or self._fastgen.log_requests):
-            summary = self._summary(request, self._manager)
-        self._pending.pop(request.request_id, None)
-        self._plans.pop(request.request_id, None)
-        if (reason := self._uncompacted.pop(request.request_id, None)) is not None:
-            self.stats.count_uncompacted(reason)
+        answers = _wants_report(request)
+        if progress is not None and self._manager is not None:
+            if progress.outcome is not None:
+                self.stats.count_uncompacted(progress.outcome)
+            if answers or self._fastgen.log_requests:
+                summary = self._summary(request, progress, self._manager)
         if summary is not None and self._fastgen.log_requests:
             summary.log(external_id(request.request_id), str(request.get_finished_reason()))
         answer, encoder_answer = super()._free_request(request, delay_free_blocks)
@@ -173,10 +242,15 @@ class PerHeadScheduling(Scheduler):
             answer = summary.to_answer()
         return answer, encoder_answer
 
-    def _summary(self, request: Request, manager: PerHeadManager) -> RequestSummary:
-        is_compacted = manager.is_compacted(request.request_id)
-        plan = self._plans[request.request_id] if is_compacted else None
-        reason = None if is_compacted else self._uncompacted.get(request.request_id)
+    def _depart(self, request: Request) -> None:
+        """The request gives up its blocks; if it has a plan, nothing comes of it."""
+        self._pending.pop(request.request_id, None)
+        self._departures += 1
+
+    def _summary(
+        self, request: Request, progress: RequestProgress, manager: PerHeadManager
+    ) -> RequestSummary:
+        plan = progress.plan if progress.outcome is None else None
         return RequestSummary(
             prompt_tokens=request.num_prompt_tokens,
             answer_tokens=request.num_output_tokens,
@@ -185,7 +259,7 @@ class PerHeadScheduling(Scheduler):
             blocks=manager.num_blocks(request.request_id),
             blocks_uncompressed=cdiv(request.num_computed_tokens, self.block_size),
             preemptions=request.num_preemptions,
-            uncompacted_because=None if reason is None else reason.value,
+            uncompacted_because=None if progress.outcome is None else progress.outcome.value,
         )
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
@@ -197,12 +271,15 @@ class PerHeadScheduling(Scheduler):
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block and every plan is accounted for."""
-        if self._manager is not None:
-            self._manager.check_integrity()
-        live = self.requests.keys()
-        assert self._pending.keys() <= live, "a plan outlived its request"
-        assert self._plans.keys() <= live, "a compacted request's plan outlived it"
-        assert self._uncompacted.keys() <= live, "a request's outcome outlived it"
+        if self._manager is None:
+            return
+        self._manager.check_integrity()
+        assert self._progress.keys() == self.requests.keys(), "a request's progress outlived it"
+        assert self._pending.keys() <= self._progress.keys(), "a plan outlived its request"
+        for request_id, progress in self._progress.items():
+            is_compacted = self._manager.is_compacted(request_id)
+            assert is_compacted == (progress.outcome is None), f"{request_id}: {progress}"
+            assert request_id not in self._pending or progress.plan is not None
 
 
 def _wants_report(request: Request) -> bool:

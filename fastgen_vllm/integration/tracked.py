@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.integration.messages import PlanReport
-from fastgen_vllm.lifecycle import CompactionPlan
 from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.request import RequestOptions
 
@@ -29,8 +29,9 @@ class TrackedRequest:
     attention: Tensor | None = None  # [L, H, N] while profiling
     energy: Tensor | None = None  # [L, H, N] while profiling
     prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
-    plan: CompactionPlan | None = None
-    planned: PlanReport | None = None  # of that plan, also once it was carried out
+    preemptions: int = 0
+    prepared: PreparedCompaction | None = None  # until it is carried out
+    planned: PlanReport | None = None  # of that compaction, also once it was carried out
     lane: int | None = None  # row of `heads` once compacted
     size: StreamSize | None = None  # of the page stream once compacted
     later_class: list[Tensor] = field(default_factory=list)  # int32, of tokens N.. on stock pages
@@ -42,7 +43,8 @@ class TrackedRequest:
 
     def restart(self) -> None:
         """Forget everything but the prompt: the request was preempted."""
+        self.preemptions += 1
         self.next_observed = self.observed_from
-        self.attention = self.energy = self.prompt_row = self.plan = self.planned = None
+        self.attention = self.energy = self.prompt_row = self.prepared = self.planned = None
         self.lane = self.size = None
         self.later_class.clear()

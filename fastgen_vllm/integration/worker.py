@@ -17,8 +17,8 @@ from vllm.v1.worker.worker_base import WorkerBase
 from fastgen_vllm.config import DecodeKernel
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.integration.attention import PerHeadAttention, PerHeadBuilding, StepSource
-from fastgen_vllm.integration.cache import PerHeadSpec, is_compressible
-from fastgen_vllm.integration.inspection import external_id
+from fastgen_vllm.integration.cache import PerHeadSpec, describe_cache, is_compressible
+from fastgen_vllm.integration.inspection import described, external_id
 from fastgen_vllm.integration.messages import CompactionOrder, StepOrders
 from fastgen_vllm.integration.names import check_vllm_names
 from fastgen_vllm.integration.options import (
@@ -28,7 +28,7 @@ from fastgen_vllm.integration.options import (
     unsupported_model,
 )
 from fastgen_vllm.integration.runtime import FastGenRuntime
-from fastgen_vllm.lifecycle import PROFILE_BYTES, is_profiled, try_policy
+from fastgen_vllm.lifecycle import PROFILE_BYTES, try_policy
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
@@ -94,8 +94,9 @@ class PerHeadWorking(WorkerBase):
         return specs
 
     def _cache_problem(self, specs: dict[str, KVCacheSpec]) -> str | None:
-        if not specs or not all(is_compressible(spec) for spec in specs.values()):
-            kinds = sorted({type(spec).__name__ for spec in specs.values()})
+        dtype = self.model_config.dtype
+        if not specs or not all(is_compressible(spec, dtype) for spec in specs.values()):
+            kinds = sorted({describe_cache(spec) for spec in specs.values()})
             return f"its KV cache is of kind {', '.join(kinds) or 'none'}"
         if len(set(specs.values())) > 1:
             return "its layers differ in KV heads or head size"
@@ -167,7 +168,7 @@ class PerHeadWorking(WorkerBase):
             assert isinstance(impl, PerHeadAttention)
             impl.runtime = self._runtime
             impl.layer_index = owners.index(source)
-        source = StepSource(
+        self._source = StepSource(
             self._runtime,
             request_ids=lambda: self.model_runner.input_batch.req_ids,
             input_ids=lambda: self.model_runner.input_ids.gpu,
@@ -176,7 +177,7 @@ class PerHeadWorking(WorkerBase):
             for attention_group in groups:
                 for builder in attention_group.metadata_builders:
                     assert isinstance(builder, PerHeadBuilding)
-                    builder.source = source
+                    builder.source = self._source
         self._log_start(geometry, self._runtime, self.note_memory(cache))
 
     def _token_class_table(self) -> torch.Tensor:
@@ -228,13 +229,16 @@ class PerHeadWorking(WorkerBase):
         if runtime is None:
             return super().execute_model(scheduler_output)
         self._carry_out(scheduler_output, runtime)
+        self._source.start_step()
         output = super().execute_model(scheduler_output)
+        if output is not None:  # no token was computed: what there is to report waits for one
+            return output
         if (report := runtime.finish_step()) is not None:
             # sample_tokens() takes it from here into the step's ModelRunnerOutput.
             self.model_runner.kv_connector_output = KVConnectorOutput(
                 kv_connector_worker_meta=report
             )
-        return output
+        return None
 
     def _carry_out(self, step: SchedulerOutput, runtime: FastGenRuntime) -> None:
         """Do what the step's message says, before vLLM sees it."""
@@ -248,14 +252,9 @@ class PerHeadWorking(WorkerBase):
         for request_id in step.preempted_req_ids or ():
             runtime.restart(request_id)
         for new in step.scheduled_new_reqs:
-            # A request that is already known is a session that goes on with more input.
-            known = new.req_id in self.model_runner.requests
-            is_session = known and new.req_id not in step.finished_req_ids
-            if new.prompt_token_ids is None or new.sampling_params is None or is_session:
-                runtime.release(new.req_id)
-                continue
-            options = RequestOptions.parse(new.sampling_params.extra_args)
-            if is_profiled(self._fastgen, options, len(new.prompt_token_ids)):
+            if new.req_id in orders.profiled:
+                assert new.prompt_token_ids is not None and new.sampling_params is not None
+                options = RequestOptions.parse(new.sampling_params.extra_args)
                 runtime.track(new.req_id, new.prompt_token_ids, options)
 
     def _replace_row(self, order: CompactionOrder) -> None:
@@ -302,7 +301,8 @@ class PerHeadWorking(WorkerBase):
 
     def fastgen_take(self, request_id: str) -> dict[str, Any] | None:
         """The plan that was expected, if it was made."""
-        return None if self._runtime is None else self._runtime.expected_plans.take(request_id)
+        plan = None if self._runtime is None else self._runtime.expected_plans.take(request_id)
+        return None if plan is None else described(plan)
 
 
 def stack_layers(layer_caches: list[torch.Tensor]) -> torch.Tensor:

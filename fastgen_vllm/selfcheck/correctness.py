@@ -145,7 +145,7 @@ class Life:
         )
         geometry = CacheGeometry(*shape, num_blocks=len(self._rows))
         plan = plan_compaction(seen, self._config, RequestOptions(), geometry)
-        copy = plan.compact(token_class)
+        copy = plan.prepare().copy(token_class)
         self._expected.heads[0] = copy.records
         self._actual.heads[0] = copy.records.to(self._device)
         yield self._run(

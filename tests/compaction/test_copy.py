@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastgen_vllm.compaction import copy_for
+from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.compaction.copy import free_excess
 from fastgen_vllm.geometry import CacheGeometry, HeadField, StoreRule, TokenClass
 from fastgen_vllm.pages import StreamPlan
@@ -38,7 +38,7 @@ def copy_one(
     keep[..., kept] = True
     choice = Choice((policy,), torch.zeros(1, 1, dtype=torch.int64), keep)
     plan = StreamPlan.make(choice, num_prompt, CacheGeometry(1, 1, 1, 64, S, 4))
-    copy = copy_for(choice, plan, profile, token_class)
+    copy = PreparedCompaction.make(choice, plan, profile).copy(token_class)
     positions = copy.kept.tolist()
     assert copy.kept_start.tolist() == [0, len(positions)]
     assert copy.records[0, 0, HeadField.LENGTH] == len(positions)
