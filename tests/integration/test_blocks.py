@@ -63,7 +63,7 @@ def test_old_and_new_blocks_differ_where_there_is_room(tiny_llama: Path, caching
 
 
 def run_sharers(engine: Engine, n: int = 1, **extra: object) -> tuple[int, int, int]:
-    """Run eight requests that share a prefix; return peak blocks, compactions, blocks given back."""
+    """Run eight requests that share a prefix; return peak, compactions, blocks given back."""
     (shared,) = random_prompts([512], seed=9)
     prompts = [shared + own for own in random_prompts([32] * (8 // n), seed=10)]
     before = (engine.stats.compactions, engine.stats.blocks_given_back)
@@ -145,7 +145,7 @@ def test_readers_are_counted_when_they_change(roomy: Engine) -> None:
         roomy.add(shared, max_tokens=30, extra_args=off, **PARAMS)
         roomy.step()
         before = roomy.stats.compactions
-        roomy.add(shared + [5, 6], max_tokens=60, **PARAMS)
+        roomy.add([*shared, 5, 6], max_tokens=60, **PARAMS)
         roomy.run()
     finally:
         manager.num_returned = count

@@ -155,11 +155,13 @@ def test_statistics_do_not_grow_with_requests(engine: Engine) -> None:
 def test_time_of_a_compaction_without_a_forward_pass(engine: Engine) -> None:
     """A step that computes nothing reports with the next one that does."""
     (prompt,) = random_prompts([300], seed=22)
+    other = engine.add([5, 6, 7], max_tokens=30, **PARAMS)
     engine.add(prompt, max_tokens=30, **PARAMS)
     while not engine.scheduler._pending:
         engine.step()
     before = engine.stats.compaction_seconds
     engine.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    engine.llm.abort_request([other])  # of which the worker is told, in a step of no tokens
     engine.step()
     assert not engine.scheduler._pending
     engine.scheduler.set_pause_state(PauseState.UNPAUSED)
