@@ -1,5 +1,6 @@
 """What FastGen cannot be combined with is refused at start, naming the flag."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration.names import COMMON_NAMES, DEVICE_NAMES, check_vllm_names
 from fastgen_vllm.integration.options import check_engine_config, config_of
 from tests.integration.engine import Engine, engine_config
+from tests.integration.mixed import save_mixed
 from tests.integration.tiny import save_random, save_tiny_llama, tiny_shape
 
 CONFIG = FastGenConfig()
@@ -38,6 +40,8 @@ CONFIG = FastGenConfig()
             "--kv-transfer-config",
         ),
         (dict(kv_cache_dtype="fp8"), "--kv-cache-dtype"),
+        (dict(dtype="float16", kv_cache_dtype="bfloat16"), "--kv-cache-dtype"),
+        (dict(kv_sharing_fast_prefill=True), "--kv-sharing-fast-prefill"),
         (dict(block_size=48), "--block-size"),
         (dict(logits_processors=[]), "--logits-processors"),
     ],
@@ -55,6 +59,16 @@ def test_context_parallel(tiny_llama: Path) -> None:
     config = engine_config(tiny_llama, CONFIG, skip_tokenizer_init=True)
     config.parallel_config.decode_context_parallel_size = 2
     with pytest.raises(ValueError, match="--decode-context-parallel-size"):
+        check_engine_config(config)
+
+
+def test_old_ray_executor(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls the model runner past the worker: everything would be served uncompressed."""
+    config = engine_config(tiny_llama, CONFIG, skip_tokenizer_init=True)
+    config.parallel_config.distributed_executor_backend = "ray"
+    check_engine_config(config)
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    with pytest.raises(ValueError, match="VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0"):
         check_engine_config(config)
 
 
@@ -109,6 +123,63 @@ def test_model(models: dict[str, Path], name: str, reason: str) -> None:
         engine_config(models[name], CONFIG, skip_tokenizer_init=True)
     assert "--fastgen off" in str(caught.value)
     assert "unsupported: uncompressed" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def fp8_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that asks for a cache in fp8: vLLM learns of it when it builds the layers."""
+    path = save_tiny_llama(tmp_path_factory.mktemp("unsupported") / "fp8") / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "config_groups": {},
+        "ignore": ["lm_head"],
+        "kv_cache_scheme": {
+            "num_bits": 8,
+            "type": "float",
+            "strategy": "tensor",
+            "dynamic": False,
+            "symmetric": True,
+        },
+    }
+    path.write_text(json.dumps(config))
+    return path.parent
+
+
+def test_a_checkpoint_with_a_quantised_cache(fp8_cache: Path) -> None:
+    options: dict[str, Any] = dict(
+        skip_tokenizer_init=True, max_model_len=512, kv_cache_memory_bytes=2**24
+    )
+    with pytest.raises(ValueError, match="of uint8 quantised as FP8_PER_TENSOR") as caught:
+        run(engine_config(fp8_cache, CONFIG, **options), [])
+    assert "--fastgen off" in str(caught.value)
+    prompt = list(range(3, 150))
+    expected = run(engine_config(fp8_cache, None, **options), prompt)
+    config = FastGenConfig(unsupported="uncompressed")
+    assert run(engine_config(fp8_cache, config, **options), prompt) == expected
+
+
+def test_layers_that_differ_in_query_heads(tmp_path: Path) -> None:
+    """Two groups of layers over one cache: a step is planned once for both."""
+    options: dict[str, Any] = dict(
+        skip_tokenizer_init=True,
+        max_model_len=512,
+        kv_cache_memory_bytes=2**24,
+        load_format="dummy",
+    )
+    model = save_mixed(tmp_path)
+    prompt = list(range(3, 150))
+    expected = run(engine_config(model, None, **options), prompt)
+    engine = Engine(engine_config(model, FastGenConfig(policy="full", force=True), **options))
+    try:
+        runner = engine.core.model_executor.driver_worker.worker.model_runner
+        assert [len(groups) for groups in runner.attn_groups] == [2]
+        request_id = engine.add(prompt, max_tokens=20, detokenize=False)
+        assert engine.run()[request_id].tokens == expected
+        assert engine.stats.compactions == 1
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("name", ["sliding-window", "hybrid", "head-size"])
