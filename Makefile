@@ -39,7 +39,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint docs cuda-check image-check format lock clean
+.PHONY: help setup serve test soak lint docs cuda-check image-check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ serve: setup ## Serve the embedded model on 127.0.0.1:8000; ARGS="--port 9000" a
 
 test: setup ## Run the tests; ARGS="-k compact" chooses some
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+soak: setup ## Load a server whose pool is too small for half an hour; ARGS="--minutes 5" for less
+	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 lint: setup ## Check style and types, as CI does
 	$(BIN)/ruff check .
