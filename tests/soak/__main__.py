@@ -22,9 +22,9 @@ from tests.soak.soak import Soak
 from tests.soak.tally import kinds, lines
 from tests.soak.traffic import Load
 
-#: A pool for four long prompts, prefilled in chunks.
+#: A pool for two long prompts, prefilled in chunks.
 FLAGS = (
-    *("--kv-cache-memory-bytes", "64M", "--max-model-len", "1024", "--max-num-seqs", "32"),
+    *("--kv-cache-memory-bytes", "40M", "--max-model-len", "1024", "--max-num-seqs", "32"),
     *("--max-num-batched-tokens", "256", "--scheduling-policy", "priority"),
     *("--enforce-eager", "--enable-scale-out"),
 )

@@ -46,12 +46,12 @@ FIELDS: tuple[Json, ...] = (
     {"n": 0},
     {"max_tokens": 0},
     {"model": "other"},
-    {"prompt": [999999]},
     {"prompt": ""},
     {"prompt": [500] * 5000},
     {"vllm_xargs": "fastgen"},
 )
 LATE_FIELDS: tuple[Json, ...] = (
+    {"prompt": [999999]},
     {"logit_bias": {"999999": 1}},
     {"structured_outputs": {"regex": "[0-9"}},
 )

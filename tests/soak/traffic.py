@@ -14,7 +14,7 @@ from tests.soak.requests import Request, answered, fits_schema, has, structured
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 #: Prompts in sentences. The last are long enough to be compressed, and leave room for an answer.
 SHORT, MIDDLE, LONG = (1, 6), (10, 32), (40, 54)
-MOST_TOKENS = 160
+MOST_TOKENS = 240
 #: A client hangs up in one request of so many, after up to so many seconds.
 HANG_UP, PATIENCE = 0.15, 12.0
 
@@ -88,7 +88,7 @@ class Load:
 def text(random: Random, documents: list[str]) -> str:
     """A prompt: short, of middle length, long, or a question on a document that others share."""
     sizes = (SHORT, MIDDLE, LONG, None)
-    (size,) = random.choices(sizes, (3, 2, 4, 2))
+    (size,) = random.choices(sizes, (4, 3, 3, 2))
     if size is None:
         return (
             f"{random.choice(documents)} {prose(random, 2)} What did the {random.choice(WHO)} do?"
@@ -98,7 +98,7 @@ def text(random: Random, documents: list[str]) -> str:
 
 def sampling(random: Random) -> Json:
     """Some of the parameters that a request may have."""
-    found: Json = {"max_tokens": random.choice((4, 16, 40, 80, MOST_TOKENS))}
+    found: Json = {"max_tokens": random.choice((4, 16, 60, 120, MOST_TOKENS, MOST_TOKENS))}
     if random.random() < 0.6:
         found |= {"temperature": random.choice((0.3, 0.8, 1.2)), "top_p": random.choice((0.9, 1))}
         if random.random() < 0.6:
@@ -108,7 +108,7 @@ def sampling(random: Random) -> Json:
     maybe: tuple[tuple[float, Json], ...] = (
         (0.4, {"vllm_xargs": random.choice(OWN)}),
         (0.4, {"stream": True}),
-        (0.3, {"ignore_eos": True}),
+        (0.5, {"ignore_eos": True}),
         (0.2, {"priority": random.randint(-1, 1)}),
         (0.1, {"presence_penalty": 0.5, "repetition_penalty": 1.1}),
         (0.1, {"stop": [" bridge", "\n\n"]}),
