@@ -78,7 +78,7 @@ def no_json(random: Random) -> Request:
     """A body that is none; one that is no text only where its error has OpenAI's shape."""
     path = random.choice(("/v1/completions", "/v1/chat/completions", PROFILE))
     bodies = [b"", b"{", b"[]"] + [b'{"prompt": "\xff"}'] * (path == PROFILE)
-    return Request("no JSON", path, random.choice(bodies), refused())
+    return Request("no JSON", path, {}, refused(), raw=random.choice(bodies))
 
 
 def argument(random: Random) -> Request:

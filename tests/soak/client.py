@@ -68,8 +68,7 @@ class Client:
             return None
 
     async def _ask(self, request: Request) -> Answer:
-        body = request.body if isinstance(request.body, bytes) else json.dumps(request.body)
-        posted = self._http.stream("POST", request.path, content=body, headers=JSON)
+        posted = self._http.stream("POST", request.path, content=request.content, headers=JSON)
         async with posted as response:
             answer = Answer(response.status_code)
             if response.headers.get("content-type", "").startswith("text/event-stream"):

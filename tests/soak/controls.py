@@ -4,6 +4,7 @@ Of answers that others run beside nothing of the kind holds: batches of other si
 otherwise, in bfloat16 by enough to change a token, seeded or not.
 """
 
+from dataclasses import replace
 from itertools import count
 from random import Random
 
@@ -41,7 +42,7 @@ class Controls:
         found = []
         for control in CONTROLS:
             for salt in ({"cache_salt": f"control {next(self._salts)}"}, {}):
-                asked = Request(control.kind, control.path, {**control.body, **salt}, control.judge)
+                asked = replace(control, body=control.body | salt)
                 if (wrong := await self._fault(client, asked)) is not None:
                     found.append((asked, wrong))
         return found

@@ -24,14 +24,21 @@ class Request:
         judge: of its answer.
         runs: requests of the engine that its answer takes: choices, steps of beams.
         patience: seconds after which the client hangs up; None: it does not.
+        raw: sent instead of the body.
     """
 
     kind: str
     path: str
-    body: Json | bytes
+    body: Json
     judge: Judge
     runs: int = 1
     patience: float | None = None
+    raw: bytes | None = None
+
+    @property
+    def content(self) -> bytes:
+        """What is sent."""
+        return json.dumps(self.body).encode() if self.raw is None else self.raw
 
 
 def answered(choices: int) -> Judge:

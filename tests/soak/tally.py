@@ -1,6 +1,5 @@
 """What became of the requests."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +22,7 @@ class Fault(NamedTuple):
 
 def example(request: Request) -> str:
     """A request as text, cut where it is long."""
-    body = request.body
-    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else json.dumps(body)
+    text = request.content.decode("utf-8", "replace")
     cut = f"{text[: _WIDTH // 2]} ... {text[-_WIDTH // 2 :]}" if len(text) > _WIDTH else text
     return f"POST {request.path} {cut}"
 

@@ -114,7 +114,7 @@ def test_growth(sizes: list[float], wrong: str | None) -> None:
 def test_the_same_seed_asks_the_same() -> None:
     def first(seed: int) -> list[object]:
         requests = Load(seed, frozenset(), fastgen=True).requests()
-        return [(r.path, r.body, r.patience) for r in itertools.islice(requests, 300)]
+        return [(r.path, r.content, r.patience) for r in itertools.islice(requests, 300)]
 
     assert first(1) == first(1) != first(2)
 
