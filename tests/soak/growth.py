@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 #: MiB that the last reading may be above the first, which is before any load.
 MOST_GROWN = 1000.0
-#: MiB a minute by which the second half of the readings may grow, if there are enough of them.
-MOST_SLOPE, ENOUGH = 5.0, 8
+#: MiB a minute by which the second half of so many readings may grow. Before, a worker learns the
+#: sizes of steps: oneDNN keeps what it made for each.
+MOST_SLOPE, ENOUGH = 10.0, 20
 
 
 class Growth(NamedTuple):
@@ -26,7 +27,7 @@ class Growth(NamedTuple):
     def of(cls, minutes: Sequence[float], sizes: Sequence[float]) -> "Growth":
         """Of readings, the first of which is before any load."""
         slope = None
-        if len(sizes) > ENOUGH:
+        if len(sizes) >= ENOUGH:
             half = slice(len(sizes) // 2, None)
             slope = _slope(minutes[half], sizes[half])
         return cls(sizes[0], sizes[-1], slope)

@@ -100,9 +100,10 @@ def test_a_lost_request() -> None:
 @pytest.mark.parametrize(
     ("sizes", "wrong"),
     [
-        ([100.0, 300, *[400.0] * 10], None),
-        ([100.0 + 20 * minute for minute in range(12)], "settle"),
-        ([100.0, *[1500.0] * 11], "grew"),
+        ([100.0, 300, *[400.0] * 20], None),
+        ([100.0 + 20 * minute for minute in range(24)], "settle"),
+        ([100.0 + 20 * minute for minute in range(12)], None),
+        ([100.0, 1500], "grew"),
         ([100.0, 400], None),
     ],
 )
