@@ -30,6 +30,7 @@ from fastgen_vllm.server import cli
 from tests.docs.snippets import ROOT, Snippet, commands, save_presets, snippets
 from tests.server.running import FLAGS, Server, served
 from tests.server.test_http import LONG, MODEL
+from tests.soak import __main__ as soak
 
 SNIPPETS = list(snippets())
 COMMANDS = commands()
@@ -108,8 +109,12 @@ def check_make(command: Snippet) -> None:
     )
     assert done.returncode == 0, done.stderr
     for setting in settings:
-        assert target == "serve" and setting.startswith("ARGS=")
-        assert cli.prepare(shlex.split(setting.removeprefix("ARGS="))).port == 9000
+        assert target in ("serve", "soak") and setting.startswith("ARGS=")
+        arguments = shlex.split(setting.removeprefix("ARGS="))
+        if target == "serve":
+            assert cli.prepare(arguments).port == 9000
+        else:
+            assert cli.prepare(soak.server_flags(soak.parser().parse_args(arguments)))
 
 
 def check_docker(command: Snippet, model: Path) -> None:

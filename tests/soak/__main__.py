@@ -60,7 +60,7 @@ def server_at(options: argparse.Namespace) -> Iterator[str]:
     if options.url is not None:
         yield options.url
         return
-    flags = ("--fastgen", options.fastgen, *FLAGS, *options.flags)
+    flags = server_flags(options)
     say(f"serves with {' '.join(flags)}; its log is {options.log}")
     options.log.parent.mkdir(parents=True, exist_ok=True)
     server = Server(options.log, *flags)
@@ -72,6 +72,11 @@ def server_at(options: argparse.Namespace) -> Iterator[str]:
         yield server.url
     finally:
         server.stop()
+
+
+def server_flags(options: argparse.Namespace) -> tuple[str, ...]:
+    """Of `fastgen-vllm serve`; what was given last counts."""
+    return ("--fastgen", options.fastgen, *FLAGS, *options.flags)
 
 
 async def soak(url: str, minutes: float, seed: int) -> int:
