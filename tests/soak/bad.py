@@ -38,6 +38,8 @@ ARGUMENTS: tuple[Json, ...] = (
     {"fastgen_policy": "best"},
     {"fastgen_keeps": 0.3},
 )
+#: What their errors speak of: the argument, or vLLM's field if the number is too large for it.
+OURS = ("fastgen", "extra_args")
 #: Mistakes that vLLM finds before it generates, and those that it finds then.
 FIELDS: tuple[Json, ...] = (
     {"temperature": -1},
@@ -87,17 +89,17 @@ def argument(random: Random) -> Request:
     body = {**WITH_ARGUMENTS[path], "vllm_xargs": random.choice(ARGUMENTS)}
     if not path.endswith("/batch"):
         body["stream"] = random.random() < 0.5
-    return Request("bad argument", path, body, refused())
+    return Request("bad argument", path, body, refused(naming=OURS))
 
 
 def profiled(random: Random) -> Request:
     """An argument of ours in a prompt to profile."""
     body = {"prompt": PROMPT, "arguments": random.choice(ARGUMENTS)}
-    return Request("bad argument", PROFILE, body, refused())
+    return Request("bad argument", PROFILE, body, refused(naming=OURS))
 
 
 def scaled_out(random: Random) -> Request:
     """An argument of ours among parameters, with token ids instead of a prompt."""
     parameters = {"max_tokens": 4, "extra_args": random.choice(ARGUMENTS)}
     body = {"token_ids": [500] * 8, "sampling_params": parameters, "stream": random.random() < 0.5}
-    return Request("bad argument", GENERATE, body, refused())
+    return Request("bad argument", GENERATE, body, refused(naming=OURS))

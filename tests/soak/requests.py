@@ -84,12 +84,13 @@ def fits_schema(schema: Json) -> Callable[[str], bool]:
     return fits
 
 
-def refused(late: bool = False) -> Judge:
+def refused(late: bool = False, naming: tuple[str, ...] = ("",)) -> Judge:
     """A status from 400 to 499 with OpenAI's error.
 
     Args:
         late: vLLM finds the mistake when it starts to generate: a stream has begun by then, and
             the error is an event of it.
+        naming: the message must hold one of these.
     """
 
     def judge(answer: Answer) -> str | None:
@@ -101,6 +102,8 @@ def refused(late: bool = False) -> Judge:
         error = answer.error
         if error is None or not isinstance(error.get("message"), str) or "type" not in error:
             return f"refused without OpenAI's error: {str(answer.body)[:80]}"
+        if not any(name in error["message"] for name in naming):
+            return f"refused for something else: {error['message']}"
         return None if answer.ended else "cut: it has no [DONE]"
 
     return judge

@@ -72,6 +72,9 @@ def test_refusals() -> None:
     assert refused(late=True)(late) is None
     assert "not refused" in str(refused()(late))
     assert refused()(asked(httpx.Response(400, json={"error": ERROR}))) is None
+    assert "else" in str(
+        refused(naming=("keep",))(asked(httpx.Response(400, json={"error": ERROR})))
+    )
     assert "OpenAI's" in str(refused()(asked(httpx.Response(400, json={"detail": "no"}))))
     assert "not refused" in str(refused()(asked(httpx.Response(500, json={"error": ERROR}))))
 
