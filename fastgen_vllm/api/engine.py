@@ -13,6 +13,7 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from fastgen_vllm.api.counters import Counters
+from fastgen_vllm.api.rendering import RenderedPrompt, Rendering
 from fastgen_vllm.api.schema import (
     Heads,
     Pool,
@@ -41,10 +42,12 @@ class Engine:
     Args:
         client: vLLM's ``EngineClient``.
         args: of vLLM's server.
+        rendering: of prompts, as this server does it.
     """
 
-    def __init__(self, client: Any, args: Namespace) -> None:
+    def __init__(self, client: Any, args: Namespace, rendering: Rendering) -> None:
         self._client = client
+        self._rendering = rendering
         self._vllm_config = client.vllm_config
         keys = args.api_key or [os.environ.get("VLLM_API_KEY")]
         tokens = [key for key in keys if key]
@@ -106,17 +109,16 @@ class Engine:
         Raises:
             ValueError, VLLMValidationError: the prompt or an argument is not allowed.
         """
-        tokenizer = self._client.renderer.get_tokenizer()
-        tokens = _tokens_of(request, tokenizer)
         params = SamplingParams(temperature=0.0, max_tokens=1, extra_args=dict(request.arguments))
         RequestValidator.validate_params(params)
         options = RequestOptions.parse(params.extra_args)
+        prompt = await self._rendering.render(request)
         found = None
-        if (problem := self._problem(options, len(tokens))) is None:
-            found = await self._plan(tokens, params)
+        if (problem := self._problem(options, len(prompt.tokens))) is None:
+            found = await self._plan(prompt, params)
             if found is None:
                 problem = "no plan was made: its queries were not observed, or the policy failed"
-        return _profile(tokens, tokenizer, found, problem)
+        return _profile(prompt.texts, found, problem)
 
     def _problem(self, options: RequestOptions, num_tokens: int) -> str | None:
         if self._config is None:
@@ -127,12 +129,11 @@ class Engine:
             return f"it has fewer than {self._config.min_prompt} tokens (option min_prompt)"
         return None
 
-    async def _plan(self, tokens: list[int], params: SamplingParams) -> dict[str, Any] | None:
+    async def _plan(self, prompt: RenderedPrompt, params: SamplingParams) -> dict[str, Any] | None:
         request_id = f"fastgen-profile-{uuid4().hex}"
-        await self._ask("fastgen_expect", request_id)
         try:
-            prompt = {"prompt_token_ids": tokens}
-            async for _ in self._client.generate(prompt, params, request_id):
+            await self._ask("fastgen_expect", request_id)
+            async for _ in self._client.generate(prompt.engine_input, params, request_id):
                 pass
         finally:
             found: dict[str, Any] | None = await self._ask("fastgen_take", request_id)
@@ -166,37 +167,19 @@ def _versions() -> dict[str, str]:
     return {name: version for name, version in found.items() if version is not None}
 
 
-def _tokens_of(request: ProfileRequest, tokenizer: Any) -> list[int]:
-    if request.messages is None:
-        ids: list[int] = tokenizer(request.prompt).input_ids
-    else:
-        chat = [message.model_dump() for message in request.messages]
-        try:
-            ids = tokenizer.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        except Exception as error:  # whatever a template does with messages that it does not know
-            raise ValueError(f"messages: the model's chat template refuses them: {error}") from None
-    if not ids:
-        raise ValueError("prompt: has no tokens; give some text.")
-    return ids
-
-
-def _profile(
-    tokens: list[int], tokenizer: Any, found: dict[str, Any] | None, problem: str | None
-) -> Profile:
+def _profile(texts: list[str], found: dict[str, Any] | None, problem: str | None) -> Profile:
     heads = [] if found is None else _heads(found)
-    kept_by = [0] * len(tokens) if heads else []
+    kept_by = [0] * len(texts) if heads else []
     for layer in heads:
         for head in layer:
             for position in head.kept:
                 kept_by[position] += 1
     count = sum(map(len, heads))
     return Profile(
-        prompt_tokens=len(tokens),
+        prompt_tokens=len(texts),
         uncompressed_because=problem,
-        kept_share=sum(kept_by) / (count * len(tokens)) if heads else 1.0,
-        tokens=[tokenizer.decode([token]) for token in tokens],
+        kept_share=sum(kept_by) / (count * len(texts)) if heads else 1.0,
+        tokens=texts,
         kept_by=kept_by,
         heads=heads,
     )

@@ -53,6 +53,7 @@ class FastGenEndpoints:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Keep what the routes need."""
         from fastgen_vllm.api.engine import Engine
+        from fastgen_vllm.api.rendering import Rendering
         from fastgen_vllm.api.routes import STATE_KEY
 
-        setattr(state, STATE_KEY, Engine(engine_client, args))
+        setattr(state, STATE_KEY, Engine(engine_client, args, Rendering(state.online_renderer)))

@@ -1,8 +1,9 @@
 """The routes below ``/fastgen``."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
@@ -13,6 +14,9 @@ from fastgen_vllm.api.engine import Engine
 from fastgen_vllm.api.schema import Error, Heads, Profile, ProfileRequest, Ready, Running, Status
 
 STATE_KEY = "fastgen"
+#: nginx's status for its log; nobody receives it
+_CLIENT_HAS_GONE = 499
+_T = TypeVar("_T")
 
 #: The page brings everything with it and asks only the server that it came from.
 _POLICY = (
@@ -39,6 +43,27 @@ def engine_of(request: Request) -> Engine:
             401, "this server wants its API key: send the header Authorization: Bearer KEY"
         )
     return engine
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """Do work for a client whose whole request was read; None if it is called off.
+
+    It is when the client hangs up: there is nobody to tell, and others wait for the engine.
+    """
+    doing = asyncio.ensure_future(work)
+    hanging_up = asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait({doing, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        doing.cancel()
+        hanging_up.cancel()
+        await asyncio.gather(doing, hanging_up, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 AnEngine = Annotated[Engine, Depends(engine_of)]
@@ -103,10 +128,11 @@ async def heads(engine: AnEngine) -> Heads:
     return await engine.heads()
 
 
-@router.post("/profile", responses=_UNAUTHORIZED | _BAD_REQUEST | _STOPPED)
-async def profile(body: ProfileRequest, engine: AnEngine) -> Profile:
+@router.post("/profile", response_model=Profile, responses=_UNAUTHORIZED | _BAD_REQUEST | _STOPPED)
+async def profile(body: ProfileRequest, engine: AnEngine, request: Request) -> Profile | Response:
     """How a prompt would be compressed, without answering it."""
-    return await engine.profile(body)
+    found = await while_connected(request, engine.profile(body))
+    return Response(status_code=_CLIENT_HAS_GONE) if found is None else found
 
 
 @router.get("/", include_in_schema=False)

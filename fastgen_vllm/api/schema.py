@@ -146,13 +146,20 @@ class Heads(BaseModel):
     )
 
 
+class ProfileText(BaseModel):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
 class ProfileMessage(BaseModel):
     """A message of a chat."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str
+    content: str | list[ProfileText]
 
 
 class ProfileRequest(BaseModel):
@@ -162,7 +169,7 @@ class ProfileRequest(BaseModel):
 
     prompt: str | None = Field(None, min_length=1, description="text, taken as it is")
     messages: list[ProfileMessage] | None = Field(
-        None, min_length=1, description="a chat, put through the model's chat template"
+        None, min_length=1, description="a chat, put through the server's chat template"
     )
     arguments: dict[str, StrictStr | StrictInt | StrictFloat] = Field(
         {},
@@ -191,12 +198,15 @@ class ProfiledHead(BaseModel):
 class Profile(BaseModel):
     """How a prompt would be compressed."""
 
-    prompt_tokens: int
+    prompt_tokens: int = Field(description="as in `usage` of a request with this prompt")
     uncompressed_because: str | None = Field(
         description="why a request with this prompt would not be compressed; null if it would"
     )
     kept_share: Share = Field(description="kept tokens over prompt tokens, mean over heads")
-    tokens: list[str] = Field(description="the prompt's tokens as text")
+    tokens: list[str] = Field(
+        description="the prompt's tokens as text; put together they are its text. Of tokens that "
+        "are a character together the last one has it, the others are empty"
+    )
     kept_by: list[int] = Field(
         description="for every token, how many heads keep it; empty like heads"
     )

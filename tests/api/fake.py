@@ -1,17 +1,23 @@
 """A server whose engine answers from memory: vLLM's handlers, our routes."""
 
 import asyncio
+import tempfile
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.renderers import renderer_from_config
+from vllm.renderers.online_renderer import OnlineRenderer
 
 from fastgen_vllm.api import plugin
 from fastgen_vllm.config import CONFIG_KEY, load_config
-from tests.evaluation.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from tests.evaluation.tiny import save_tiny_chat
 
 HEADS = {"prompts": 2, "kept_share": [[0.5]], "recovery": [[0.9]], "policies": {"full": [[2]]}}
 REQUEST = {
@@ -38,11 +44,10 @@ class Client:
             cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=32),
             model_config=SimpleNamespace(model="path/of/model"),
         )
-        tokenizer = tiny_tokenizer(CHAT_TEMPLATE)
-        self.renderer = SimpleNamespace(get_tokenizer=lambda: tokenizer)
         self.expected: list[str] = []
         self.generated: list[tuple[list[int], Any]] = []
         self.fails = False
+        self.computes: asyncio.Event | None = None  # set when a prompt is, which takes for ever
         self.stops = self.errored = False
         self.paused: bool | Exception | None = False  # None: busy, no answer comes
 
@@ -74,16 +79,44 @@ class Client:
         if self.fails:
             raise ValueError("This model takes at most 16 tokens.")
         self.generated.append((prompt["prompt_token_ids"], params))
+        if self.computes is not None:
+            self.computes.set()
+            await asyncio.Event().wait()
         yield None
 
 
-def make_app(client: Client, **args: Any) -> FastAPI:
+@cache
+def _config() -> Any:
+    with tempfile.TemporaryDirectory() as directory:
+        model = save_tiny_chat(Path(directory))
+        config = EngineArgs(model=str(model), max_model_len=4096).create_engine_config()
+        return config.model_config, renderer_from_config(config)
+
+
+def tiny_renderer(chat_template: str | None = None) -> OnlineRenderer:
+    """vLLM's own, of a tiny model.
+
+    Args:
+        chat_template: of the server, in place of the tokenizer's.
+    """
+    model_config, renderer = _config()
+    return OnlineRenderer(
+        model_config,
+        renderer,
+        request_logger=None,
+        chat_template=chat_template,
+        chat_template_content_format="auto",
+    )
+
+
+def make_app(client: Client, chat_template: str | None = None, **args: Any) -> FastAPI:
     """The application, with vLLM's server arguments of interest."""
     app = FastAPI()
     endpoints = plugin.FastGenEndpoints()
     endpoints.attach_router(app)
     init_exception_handler(app)
     app.state.args = SimpleNamespace(log_error_stack=False)
+    app.state.online_renderer = tiny_renderer(chat_template)
     given = Namespace(**({"api_key": None, "served_model_name": None} | args))
     asyncio.run(endpoints.init_state(client, app.state, given))
     return app

@@ -1,5 +1,7 @@
 """The endpoints over HTTP, with an engine client that answers from memory."""
 
+import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +134,50 @@ def test_a_prompt_is_profiled(body: dict[str, Any], registry: CollectorRegistry)
 
 
 @pytest.mark.parametrize(
+    "content", ["Hello 🪐", [{"type": "text", "text": "Hello"}, {"type": "text", "text": "🪐"}]]
+)
+def test_a_chat_is_put_through_the_servers_template(
+    content: Any, registry: CollectorRegistry
+) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    with serve(Client("full"), chat_template=template) as server:
+        body = {"messages": [{"role": "user", "content": content}]}
+        found = server.post("/fastgen/profile", json=body).json()
+    text = content if isinstance(content, str) else "Hello\n🪐"
+    assert "".join(found["tokens"]) == f"user: {text}\nassistant:"
+
+
+def test_a_client_that_hangs_up_is_not_computed_for(registry: CollectorRegistry) -> None:
+    client = Client("full")
+    app = make_app(client)
+    body = json.dumps({"prompt": "The quick brown fox"}).encode()
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/fastgen/profile", "headers": headers}
+    sent: list[Any] = []
+
+    async def hang_up_while_it_computes() -> None:
+        client.computes = asyncio.Event()
+        messages = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Any:
+            if messages:
+                return messages.pop()
+            assert client.computes is not None
+            await client.computes.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await asyncio.wait_for(app(scope | {"query_string": b""}, receive, send), 60)
+
+    asyncio.run(hang_up_while_it_computes())
+    assert len(client.generated) == 1
+    assert client.expected == [], "its plan is waited for"
+    assert sent[0]["status"] == 499
+
+
+@pytest.mark.parametrize(
     ("body", "problem"),
     [
         ({}, "give prompt or messages, one of the two"),
@@ -142,6 +188,8 @@ def test_a_prompt_is_profiled(body: dict[str, Any], registry: CollectorRegistry)
         ({"prompt": ""}, "at least 1 character"),
         ({"messages": []}, "at least 1 item"),
         ({"messages": [{"role": "user"}]}, "content"),
+        ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "text"),
+        ({"prompt": "many words " * 4096}, "4096"),
         ({"prompt": "a", "max_tokens": 5}, "max_tokens"),
         ({"prompt": "a", "arguments": {"temperature": 1}}, "'temperature' is not one of"),
         ({"prompt": "a", "arguments": {"fastgen_recover": 1}}, "fastgen_recover=1 is not allowed"),
