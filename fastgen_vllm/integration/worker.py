@@ -18,7 +18,7 @@ from fastgen_vllm.config import DecodeKernel
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.integration.attention import PerHeadAttention, PerHeadBuilding, StepSource
 from fastgen_vllm.integration.cache import PerHeadSpec, describe_cache, is_compressible
-from fastgen_vllm.integration.inspection import described, external_id
+from fastgen_vllm.integration.inspection import WaitingAgain, described, external_id
 from fastgen_vllm.integration.messages import CompactionOrder, StepOrders
 from fastgen_vllm.integration.names import check_vllm_names
 from fastgen_vllm.integration.options import (
@@ -67,6 +67,7 @@ class PerHeadWorking(WorkerBase):
         #: None while the cache is not there yet, or if it cannot be compressed
         self._runtime: FastGenRuntime | None = None
         self._specs: dict[str, PerHeadSpec] = {}
+        self._waiting_again = WaitingAgain()
         self._use_backend()
         super().__init__(vllm_config, *args, **kwargs)
 
@@ -225,6 +226,7 @@ class PerHeadWorking(WorkerBase):
     def execute_model(
         self, scheduler_output: SchedulerOutput
     ) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
+        self._waiting_again.note(scheduler_output)
         runtime = self._runtime
         if runtime is None:
             return super().execute_model(scheduler_output)
@@ -272,11 +274,11 @@ class PerHeadWorking(WorkerBase):
         return None if self._runtime is None else self._runtime.head_totals.to_dict()
 
     def fastgen_requests(self) -> list[dict[str, Any]]:
-        """Requests that are running now."""
-        runner = self.model_runner
+        """Requests that are running now, with a part in the last step or without."""
         return [
-            self._describe(request_id, runner.requests[request_id])
-            for request_id in runner.input_batch.req_ids
+            self._describe(request_id, state)
+            for request_id, state in self.model_runner.requests.items()
+            if request_id not in self._waiting_again
         ]
 
     def _describe(self, request_id: str, state: Any) -> dict[str, Any]:

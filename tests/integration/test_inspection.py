@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
+from fastgen_vllm.integration.inspection import external_id
 from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
 from tests.integration.tiny import random_prompts
 
@@ -86,6 +87,35 @@ def test_uncompressed_requests_are_shown_too(engine: Engine) -> None:
     assert (shown["compacted"], shown["kept_share"], shown["policies"]) == (False, None, {})
     assert shown["blocks"] >= shown["blocks_uncompressed"]
     engine.run()
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["sync", "async"])
+def test_what_runs_is_shown_and_what_waits_is_not(tiny_llama: Path, async_scheduling: bool) -> None:
+    """Also what has no part in a step, and what was preempted and waits again."""
+    fastgen = FastGenConfig(policy="full", force=True)
+    options = dict(max_model_len=512, num_gpu_blocks_override=20, skip_tokenizer_init=True)
+    engine = Engine(
+        engine_config(tiny_llama, fastgen, async_scheduling=async_scheduling, **options)
+    )
+    try:
+        for length, prompt in enumerate(random_prompts([200] * 4)):
+            engine.add(prompt, max_tokens=60 + 40 * length, detokenize=False)
+        waited_again = 0
+
+        def check() -> None:
+            nonlocal waited_again
+            shown = {request["id"] for request in ask(engine, "fastgen_requests")}
+            running = {external_id(request.request_id) for request in engine.scheduler.running}
+            waiting = {external_id(request.request_id) for request in engine.scheduler.waiting}
+            assert running <= shown and not waiting & shown
+            waited_again += engine.preemptions > 0 and bool(waiting)
+
+        engine.run(check)
+        assert waited_again > 0
+        engine.llm.step()
+        assert ask(engine, "fastgen_requests") == []
+    finally:
+        engine.close()
 
 
 def test_a_preempted_plan_is_forgotten(tiny_llama: Path) -> None:
