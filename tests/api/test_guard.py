@@ -1,10 +1,10 @@
 """Bad arguments of requests to any route, before that route sees them."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from fastapi import Request
+from fastapi import Form, Request, UploadFile
 from fastapi.testclient import TestClient
 
 from tests.api.fake import Client, make_app
@@ -16,6 +16,10 @@ def serve(fastgen: str | None = "full") -> TestClient:
     @app.post("/v1/echo")
     async def echo(request: Request) -> str:
         return (await request.body()).decode()
+
+    @app.post("/v1/audio")
+    async def audio(file: UploadFile, vllm_xargs: Annotated[str, Form()] = "") -> str:
+        return f"{len(await file.read())} {vllm_xargs}"
 
     return TestClient(app)
 
@@ -40,10 +44,64 @@ def test_a_bad_argument_is_a_400(arguments: dict[str, Any], parameter: str, mess
     assert message in error["message"] and error["type"] == "BadRequestError"
 
 
+BAD = {"fastgen_window": 3}
+OTHERS = {"Content-Type": "Application/JSON ; charset=utf-8"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (json.dumps({"sampling_params": {"extra_args": BAD}, "stream": True}), {}),
+        (json.dumps({"vllm_xargs": {}, "sampling_params": {"extra_args": BAD}}), {}),
+        (json.dumps({"vllm_xargs": BAD}), OTHERS),
+        ('{"vllm\\u005fxargs": {"fas\\u0074gen_window": 3}}', {}),
+        (json.dumps({"vllm_xargs": BAD}).encode("utf-16"), {}),
+        ('{"vllm_xargs": {}, "vllm_xargs": {"fastgen_window": 3}}', {}),
+    ],
+    ids=["generate", "both", "type", "escapes", "utf-16", "twice"],
+)
+def test_every_way_to_carry_arguments_is_checked(
+    body: str | bytes, headers: dict[str, str]
+) -> None:
+    answer = serve().post(
+        "/v1/echo", content=body, headers={"Content-Type": "application/json"} | headers
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fastgen_window")
+
+
+def audio(arguments: str) -> Any:
+    files = {"file": ("a.wav", b"\0" * 10, "audio/wav")}
+    return serve().post("/v1/audio", files=files, data={"vllm_xargs": arguments})
+
+
+def test_arguments_of_a_form_are_checked() -> None:
+    answer = audio(json.dumps(BAD))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fastgen_window")
+
+
+@pytest.mark.parametrize("arguments", ['{"fastgen": "off"}', "{", "3", ""])
+def test_other_forms_arrive_as_they_were_sent(arguments: str) -> None:
+    assert audio(arguments).json() == f"10 {arguments}"
+
+
+def test_forms_that_are_too_long_for_vllm_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "0")
+    assert audio(json.dumps(BAD)).json() == f"10 {json.dumps(BAD)}"
+
+
+def test_a_form_that_cannot_be_read_is_left_to_the_route() -> None:
+    headers = {"Content-Type": "multipart/form-data"}
+    answer = serve().post("/v1/audio", content=b"vllm_xargs fastgen", headers=headers)
+    assert answer.status_code == 400
+
+
 @pytest.mark.parametrize(
     "body",
     [
         '{"prompt": "a"}',
+        '{"sampling_params": {"extra_args": {"fastgen": "off"}}}',
+        '{"sampling_params": ["fastgen"]}',
+        '{"sampling_params": {"extra_args": "fastgen"}}',
         '{"prompt": "a", "vllm_xargs": {"fastgen": "off", "other": [1]}}',
         '{"vllm_xargs": null}',
         '{"vllm_xargs": 3}',
