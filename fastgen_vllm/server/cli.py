@@ -4,6 +4,9 @@ import argparse
 import copy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -11,8 +14,9 @@ import fastgen_vllm
 from fastgen_vllm.api.plugin import allow_endpoints
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
+from fastgen_vllm.server import preflight
 from fastgen_vllm.server.arguments import merge_options, resolve_config
-from fastgen_vllm.server.parsers import USAGE, add_serve_arguments, main_parser, serve_help_parser
+from fastgen_vllm.server.parsers import main_parser, serve_help_parser
 
 #: Seconds that running requests have to finish when a server with FastGen is told to stop; vLLM
 #: gives none.
@@ -43,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     allow_endpoints()
     try:
+        if not any(argument.startswith("--help=") for argument in arguments):
+            preflight.check(arguments[1:])
         args = prepare(arguments[1:])
     except (ValueError, OSError) as error:
         print(f"fastgen-vllm: error: {_one_line(error)}", file=sys.stderr)
@@ -80,24 +86,14 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.engine.arg_utils import EngineArgs
 
-    parser = FlexibleArgumentParser(prog="fastgen-vllm serve", usage=USAGE)
-    make_arg_parser(parser)
-    add_serve_arguments(parser)
-    utilization = parser.get_default("gpu_memory_utilization")
-    parser.set_defaults(
-        subparser="serve",
-        host="127.0.0.1",
-        model=None,
-        gpu_memory_utilization=None,
-        shutdown_timeout=None,
-    )
-    args: argparse.Namespace = parser.parse_args(list(arguments))
+    from fastgen_vllm.server.serve_parser import serve_parser, with_config_apart
+
+    args: argparse.Namespace = serve_parser().parse_args(with_config_apart(arguments))
     args.model = args.model_tag or args.model
     if args.gpu_memory_utilization is None:
-        args.gpu_memory_utilization = utilization
+        args.gpu_memory_utilization = EngineArgs.gpu_memory_utilization
         if args.model is None and args.kv_cache_memory_bytes is None:
             args.kv_cache_memory_bytes = DEFAULT_MODEL_POOL_BYTES
     return args
@@ -126,9 +122,31 @@ def _check_engine_config(args: argparse.Namespace) -> None:
 
     # vLLM completes a configuration in place: the server is to start from an untouched one.
     engine_args = AsyncEngineArgs.from_cli_args(copy.deepcopy(args))
-    check_engine_config(
-        engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER, headless=args.headless)
+    vllm_config = engine_args.create_engine_config(
+        UsageContext.OPENAI_API_SERVER, headless=args.headless
     )
+    check_engine_config(vllm_config)
+    _check_compiled_code(vllm_config)
+
+
+def _check_compiled_code(vllm_config: Any) -> None:
+    """Refuse a folder of compiled code that cannot be written: vLLM would end in a traceback."""
+    from vllm import envs
+    from vllm.config import CompilationMode
+
+    compilation = vllm_config.compilation_config
+    ahead = compilation.mode != CompilationMode.NONE and envs.VLLM_USE_AOT_COMPILE
+    if not ahead and compilation.mode != CompilationMode.VLLM_COMPILE:
+        return  # nothing is kept there
+    folder = Path(compilation.cache_dir or Path(envs.VLLM_CACHE_ROOT, "torch_compile_cache"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"vLLM keeps compiled code in {folder}: {error.strerror}. Set VLLM_CACHE_ROOT or "
+            "XDG_CACHE_HOME to a folder that can be written, or give --enforce-eager."
+        ) from error
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from fastgen_vllm.config import CONFIG_KEY, FastGenConfig, preset_names
+from fastgen_vllm.config import FastGenConfig, preset_names
 from fastgen_vllm.models.embedded import MODEL_NAME
-from fastgen_vllm.server.arguments import DEFAULT, OFF
+from fastgen_vllm.server.arguments import DEFAULT, OFF, ON, added_source
 
 USAGE = "fastgen-vllm serve [MODEL] [--fastgen PRESET|FILE.yaml|off] [any `vllm serve` option]"
 SHELLS = ("bash", "zsh")
@@ -69,8 +69,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fastgen",
         metavar="PRESET|FILE.yaml|off",
+        action=_Source,
         default=DEFAULT,
-        help=f"{', '.join(preset_names())}, a YAML file, or {OFF}: plain vLLM (default: {DEFAULT})",
+        help=f"{', '.join(preset_names())}, a YAML file, {ON} (the default), or {OFF}: plain vLLM; "
+        f"--fastgen.OPTION VALUE changes one of its options (default: {DEFAULT})",
     )
     # A vLLM --config file that says `fastgen: off` means a YAML boolean and arrives as this.
     group.add_argument(
@@ -83,11 +85,28 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _Source(argparse.Action):
+    """A preset or file, and single options, which may come one by one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            source = added_source(getattr(namespace, self.dest), values)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        setattr(namespace, self.dest, source)
+
+
 def _epilog() -> str:
     options = "\n".join(_describe(FastGenConfig))
     return (
         f"options of a FastGen YAML file:\n{options}\n\n"
-        f"One of them is changed by --additional-config.{CONFIG_KEY}.OPTION VALUE.\n"
+        "One of them is changed by --fastgen.OPTION VALUE.\n"
         "vLLM's options: fastgen-vllm serve --help=all, or --help=KEYWORD."
     )
 

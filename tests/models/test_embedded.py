@@ -1,6 +1,8 @@
 """The embedded model: found, checked, converted once, never half-way."""
 
 import json
+import pwd
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +108,56 @@ def test_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="disk full"):
         ensure_default_model(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{target(tmp_path).name}.lock"]
+
+
+#: Writes of more than 50 MB fail, as they do where a quota or a disk is full.
+FULL = """
+import resource, sys
+from pathlib import Path
+from fastgen_vllm.models.embedded import ensure_default_model
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000_000, 50_000_000))
+try:
+    ensure_default_model(Path(sys.argv[1]))
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_gets_full_is_named_and_nothing_left(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith(f"The default model cannot be converted into {tmp_path}: "), done
+    assert "File too large" in said and said.endswith(embedded._ELSEWHERE)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{target(tmp_path).name}.lock"]
+
+
+def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: used)
+    with pytest.raises(OSError, match=r"MiB are needed, 1 MiB free.*XDG_CACHE_HOME"):
+        ensure_default_model(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(OSError, match=r"Not a directory.*XDG_CACHE_HOME.*name a MODEL"):
+        ensure_default_model(file / "cache")
+
+
+def test_a_user_without_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No HOME, and no entry of the user in the password database, as in some containers."""
+
+    def no_entry(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    with pytest.raises(ValueError, match=r"this user has none.*HOME or XDG_CACHE_HOME"):
+        ensure_default_model()
 
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

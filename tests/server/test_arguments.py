@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fastgen_vllm.config import load_config
-from fastgen_vllm.server.arguments import merge_options, resolve_config
+from fastgen_vllm.server.arguments import added_source, merge_options, resolve_config
 
 OURS: dict[str, Any] = {
     "worker_cls": "ours.Worker",
@@ -89,3 +89,56 @@ def test_bad_changes_are_refused(changes: object) -> None:
 def test_off_contradicts_changes() -> None:
     with pytest.raises(ValueError, match="--fastgen off"):
         resolve_config("off", {"fastgen": {"recovery": 0.8}})
+
+
+@pytest.mark.parametrize(
+    ("sources", "preset", "changed"),
+    [
+        (["on"], "balanced", {}),
+        (['{"recovery": 0.9}'], "balanced", {"recovery": 0.9}),
+        (["{recovery: 0.9}"], "balanced", {"recovery": 0.9}),
+        (['{"preset": "paper", "recovery": 0.9}'], "paper", {"recovery": 0.9}),
+        (['{"preset": true}'], "balanced", {}),
+        (["paper", '{"recovery": 0.9}'], "paper", {"recovery": 0.9}),
+        (['{"recovery": 0.9}', "paper"], "paper", {}),
+        (
+            ['{"recovery": 0.9}', '{"min_prompt": 7}'],
+            "balanced",
+            {"recovery": 0.9, "min_prompt": 7},
+        ),
+        (['{"preset": "paper"}', '{"recovery": 0.9}'], "paper", {"recovery": 0.9}),
+        (['{"recovery": 0.9}', '{"preset": "paper"}'], "paper", {}),
+    ],
+)
+def test_a_preset_and_single_options(
+    sources: list[str], preset: str, changed: dict[str, Any]
+) -> None:
+    source = "balanced"
+    for given in sources:
+        source = added_source(source, given)
+    found = resolve_config(source)
+    assert found is not None
+    base = load_config(preset).model_dump()
+    name = f"{preset} (changed)" if changed else preset
+    assert found.model_dump() == base | changed | {"name": name}
+
+
+def test_nested_options_are_changed_one_by_one() -> None:
+    source = added_source('{"coverage": {"sinks": 8}}', '{"coverage": {"least": 0.1}}')
+    found = resolve_config(source, {"fastgen": {"coverage": {"recent": 0.2}}})
+    assert found is not None
+    assert (found.coverage.sinks, found.coverage.least, found.coverage.recent) == (8, 0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ('{"recover": 0.9}', "recover=0.9.*Options: name, policy"),
+        ("{recovery: 0.9", "--fastgen {recovery: 0.9: it is not a mapping"),
+        ('{"preset": "nope"}', "--fastgen nope: no such preset or file"),
+        ('{"preset": "off", "recovery": 0.9}', "contradicts --fastgen off"),
+    ],
+)
+def test_mistakes_in_a_mapping_are_named(source: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        resolve_config(source)

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import fastgen_vllm
 from fastgen_vllm.config import CONFIG_KEY, load_config, preset_names
 from fastgen_vllm.models.embedded import MODEL_NAME
 from fastgen_vllm.server import cli
+from fastgen_vllm.server.arguments import resolve_config
 from fastgen_vllm.server.completion import script
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Run a command that must fail; return the one line it prints."""
-    assert cli.main(["serve", *arguments]) == 2
+    with socket.socket() as probe:  # the default port may be taken
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert cli.main(["serve", *arguments, "--port", str(port)]) == 2
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("fastgen-vllm: error: ")]
     assert len(errors) == 1, lines
@@ -164,6 +169,74 @@ def test_off_in_vllms_config_file(default_model: Path, tmp_path: Path) -> None:
     file.write_text(f"model: {default_model}\nfastgen: off\nport: 9000\n")
     args = cli.prepare(["--config", str(file)])
     assert (args.model, args.port, args.worker_cls) == (str(default_model), 9000, "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "recovery"),
+    [
+        ("fastgen: on", "balanced", 0.9),
+        ("fastgen: on\nport: 9000", "balanced", 0.9),
+        ("", "balanced", 0.9),
+        ("# nothing yet", "balanced", 0.9),
+        ("fastgen:\n  recovery: 0.8", "balanced (changed)", 0.8),
+        ("fastgen: {preset: paper, recovery: 0.8}", "paper (changed)", 0.8),
+    ],
+)
+@pytest.mark.parametrize("form", ["--config {}", "--config={}"])
+def test_vllms_config_file_as_people_write_yaml(
+    form: str, text: str, name: str, recovery: float, default_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    args = cli._parse([*form.format(file).split(), str(default_model)])
+    assert args.model == str(default_model)
+    config = resolve_config(args.fastgen, args.additional_config)
+    assert config is not None
+    assert (config.name, config.recovery) == (name, recovery)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("- fastgen", "it must hold 'option: value' lines"),
+        ("fastgen: {", "not valid YAML"),
+        ("fastgen: {recover: 0.9}", "recover=0.9"),
+    ],
+)
+def test_mistakes_in_vllms_config_file(
+    text: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    assert problem in error_of(capsys, "--config", str(file))
+
+
+def test_two_config_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.touch()
+    assert "--config is given twice" in error_of(capsys, "--config", str(file), f"--config={file}")
+
+
+def test_single_options_on_the_command_line(default_model: Path) -> None:
+    flags = ["--fastgen", "paper", "--fastgen.recovery", "0.8", "--fastgen.paper.local", "0.2"]
+    args = cli._parse([str(default_model), *flags])
+    config = resolve_config(args.fastgen)
+    assert config is not None
+    assert (config.policy, config.recovery, config.paper.local) == ("paper", 0.8, 0.2)
+
+
+def test_compiled_code_needs_a_folder(
+    default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(file))
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "1")
+    arguments = [str(default_model), "--max-model-len", "1024"]
+    problem = f"compiled code in {file}/torch_compile_cache: Not a directory.*--enforce-eager"
+    with pytest.raises(OSError, match=problem):
+        cli.prepare(arguments)
+    assert cli.prepare([*arguments, "--enforce-eager"]).enforce_eager
 
 
 @pytest.mark.parametrize(
