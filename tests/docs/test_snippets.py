@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from fastgen_vllm.benchmark import cli as benchmark
-from fastgen_vllm.config import load_config
+from fastgen_vllm.config import CONFIG_KEY, load_config
 from fastgen_vllm.evaluation import cli as evaluation
 from fastgen_vllm.integration.summary import SUMMARY_KEY, RequestSummary
 from fastgen_vllm.selfcheck import __main__ as selfcheck
@@ -224,9 +224,12 @@ def test_yaml(snippet: Snippet, tmp_path: Path) -> None:
     content = yaml.safe_load(snippet.text)
     if "groups" in content:  # rules of Prometheus: tests/docs/test_site.py knows their metrics
         assert all({"alert", "expr"} <= set(rule) for g in content["groups"] for rule in g["rules"])
+        return
+    path = tmp_path / "options.yaml"
+    path.write_text(snippet.text)
+    if CONFIG_KEY in content:  # of vLLM's --config
+        assert cli.prepare(["--config", str(path)]).additional_config[CONFIG_KEY]
     else:
-        path = tmp_path / "options.yaml"
-        path.write_text(snippet.text)
         load_config(str(path))
 
 

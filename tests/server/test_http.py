@@ -19,7 +19,8 @@ LONG = "The quick brown fox jumps over the lazy dog, again and again. " * 40
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, default_model: Path) -> Iterator[Server]:
-    with served(tmp_path_factory.mktemp("server") / "log", *FLAGS) as server:
+    flags = (*FLAGS, "--enable-scale-out")
+    with served(tmp_path_factory.mktemp("server") / "log", *flags) as server:
         yield server
 
 
@@ -149,6 +150,32 @@ def test_bad_option_is_a_400(
     assert legal in body["message"]
 
 
+BAD = {"fastgen_window": 3}
+#: every other endpoint that generates, with arguments where it has them
+OTHERS: dict[str, dict[str, object]] = {
+    "/v1/chat/completions/batch": {"messages": [[{"role": "user", "content": "a"}]]},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+    "/invocations": {"prompt": "a"},
+    "/inference/v1/generate": {"token_ids": [1], "sampling_params": {"extra_args": BAD}},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", OTHERS)
+def test_bad_option_of_other_endpoints_is_a_400(server: Server, path: str, stream: bool) -> None:
+    body = {"model": MODEL, "stream": stream, "vllm_xargs": BAD} | OTHERS[path]
+    if "sampling_params" in body:
+        del body["vllm_xargs"]
+    request = urllib.request.Request(
+        server.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    assert caught.value.code == 400
+    assert json.loads(caught.value.read())["error"]["param"] == "fastgen_window"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("arguments", [{"fastgen_keep": None}, "fastgen", ["fastgen"], 3])
 def test_what_is_no_argument_at_all_is_a_400_of_vllm(
@@ -219,6 +246,25 @@ def test_a_prompt_is_profiled_as_a_request_would_be(server: Server) -> None:
         server.ask("profile", {"prompt": LONG * 10})
     assert caught.value.code == 400
     assert "2048" in json.loads(caught.value.read())["error"]["message"]
+
+
+def test_a_profiled_prompt_is_that_of_a_request(server: Server, client: openai.OpenAI) -> None:
+    """As many tokens, also of a chat in parts; and its characters are whole."""
+    text = LONG + "Émile 🌶🪐 said: 今日は寒い。 ภาษาไทย ที่บ้าน 👩\u200d🚀"
+    found = server.ask("profile", {"prompt": text})
+    answer = client.completions.create(model=MODEL, prompt=text, max_tokens=1)
+    assert answer.usage is not None
+    assert found["prompt_tokens"] == answer.usage.prompt_tokens
+    assert "".join(found["tokens"]) == text
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
+    ]
+    found = server.ask("profile", {"messages": messages})
+    chat = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=1)  # type: ignore
+    assert chat.usage is not None
+    assert found["prompt_tokens"] == chat.usage.prompt_tokens
+    assert text in "".join(found["tokens"])
 
 
 def test_a_client_that_goes_away_harms_nobody(server: Server, client: openai.OpenAI) -> None:
