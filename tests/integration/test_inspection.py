@@ -118,6 +118,20 @@ def test_what_runs_is_shown_and_what_waits_is_not(tiny_llama: Path, async_schedu
         engine.close()
 
 
+def test_what_is_paused_is_shown(engine: Engine) -> None:
+    """The step in which another request is forgotten has no part for it."""
+    stays, goes = (engine.add(p, max_tokens=60, detokenize=False) for p in random_prompts([50, 60]))
+    for _ in range(4):
+        engine.step()
+    engine.core.pause_scheduler("keep", clear_cache=False)
+    engine.llm.abort_request([goes])
+    for _ in range(2):
+        engine.llm.step()
+    assert [request["id"] for request in ask(engine, "fastgen_requests")] == [stays]
+    engine.core.resume_scheduler()
+    engine.run()
+
+
 def test_a_preempted_plan_is_forgotten(tiny_llama: Path) -> None:
     """A request that waits again shows nothing of the plan that it lost."""
     fastgen = FastGenConfig(policy="coverage", keep=0.5, coverage=CoverageOptions(generated=1))
