@@ -83,11 +83,13 @@ stop() { # TERM: as an engine does, to the container's first process; KILL: ever
 }
 
 ask() {
-    curl --fail --silent --show-error http://127.0.0.1:8000/v1/chat/completions \
+    local answer
+    answer=$(curl --fail --silent --show-error http://127.0.0.1:8000/v1/chat/completions \
         --header 'Content-Type: application/json' --data '{"model": "smollm2-135m-instruct",
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "max_tokens": 20, "temperature": 0}'
-    echo
+        "max_tokens": 20, "temperature": 0}')
+    echo "$answer"
+    grep --quiet "capital of France is Paris" <<<"$answer"
 }
 
 say "serve"

@@ -1,5 +1,8 @@
 """Entry point ``vllm.general_plugins``: loaded in every process, active or not."""
 
+#: Architectures of ours, by their modules below ``fastgen_vllm.models``.
+_MODELS = {"lckv.model": "LCKVLlamaForCausalLM", "finalists": "FinalistsLlamaForCausalLM"}
+
 
 def register() -> None:
     """Make vLLM understand our cache spec, and models of ours by their names.
@@ -14,5 +17,5 @@ def register() -> None:
 
     register_spec()
     register_config()
-    name = "LCKVLlamaForCausalLM"
-    ModelRegistry.register_model(name, f"fastgen_vllm.models.lckv.model:{name}")
+    for module, name in _MODELS.items():
+        ModelRegistry.register_model(name, f"fastgen_vllm.models.{module}:{name}")

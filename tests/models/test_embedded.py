@@ -63,6 +63,11 @@ def test_generation_ends_with_the_turn(cache: Path) -> None:
     assert generation["eos_token_id"] == 2
 
 
+def test_architectures_are_ours_then_llamas(cache: Path) -> None:
+    config = json.loads(target(cache).joinpath("config.json").read_text())
+    assert config["architectures"] == ["FinalistsLlamaForCausalLM", "LlamaForCausalLM"]
+
+
 def test_tokenizer_is_smollms(cache: Path) -> None:
     from transformers import AutoTokenizer
 
