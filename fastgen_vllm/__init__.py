@@ -21,6 +21,9 @@ __all__ = ["__version__", "llm_options"]
 def llm_options(fastgen: str = "balanced", **engine_kwargs: Any) -> dict[str, Any]:
     """Return keyword arguments for ``vllm.LLM`` that turn FastGen on.
 
+    On a CPU this also sets ``VLLM_USE_AOT_COMPILE=0`` and ``TORCHINDUCTOR_CACHE_DIR``, unless they
+    are set: later starts find what the first compiled.
+
     Args:
         fastgen: a preset (``balanced``, ``paper``, ``full``), a path of a YAML file, or
             ``off`` for stock vLLM.
@@ -36,6 +39,7 @@ def llm_options(fastgen: str = "balanced", **engine_kwargs: Any) -> dict[str, An
     config = resolve_config(fastgen, engine_kwargs.get("additional_config"))
     if config is None:
         return engine_kwargs
-    from fastgen_vllm.integration.options import engine_options
+    from fastgen_vllm.integration.options import engine_options, keep_compiled
 
+    keep_compiled()
     return merge_options(engine_kwargs, engine_options(config))

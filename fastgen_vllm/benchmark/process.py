@@ -129,9 +129,15 @@ def in_process_environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        **compiler_environment(),
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
+
+
+def compiler_environment() -> dict[str, str]:
+    """Variables that give every side the compiler that FastGen's has on a CPU (`keep_compiled`)."""
+    return {"VLLM_USE_AOT_COMPILE": os.environ.get("VLLM_USE_AOT_COMPILE", "0")}
 
 
 @contextmanager

@@ -33,7 +33,12 @@ from fastgen_vllm.benchmark.options import (
     positive,
     positives,
 )
-from fastgen_vllm.benchmark.process import MeasurementFailed, in_process_environment, run_worker
+from fastgen_vllm.benchmark.process import (
+    MeasurementFailed,
+    compiler_environment,
+    in_process_environment,
+    run_worker,
+)
 from fastgen_vllm.benchmark.results import Load, Sample
 from fastgen_vllm.benchmark.server import HOST, Counters, Server, Watch
 from fastgen_vllm.benchmark.table import Column
@@ -265,4 +270,5 @@ def _max_running(options: argparse.Namespace) -> int:
 def _server_environment(threads: int) -> dict[str, str]:
     """Threads of the worker, bound to the first cores as vLLM binds them if left alone."""
     cores = ",".join(map(str, allowed_cores()[:threads]))
-    return {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_LOGGING_LEVEL": "INFO"}
+    bound = {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_LOGGING_LEVEL": "INFO"}
+    return bound | compiler_environment()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import CpuArchEnum, current_platform
@@ -21,6 +22,9 @@ CUDA_BLOCK_SIZE = 16
 CUDA_BACKEND = "FLASH_ATTN"
 #: vLLM's switch between its model runners.
 RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+#: vLLM's switch of ahead-of-time compilation, and where PyTorch's compiler keeps its code.
+COMPILER_VARIABLE = "VLLM_USE_AOT_COMPILE"
+COMPILED_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _VALIDATOR = "fastgen_vllm.integration.requests:RequestValidator"
 
 
@@ -54,6 +58,20 @@ def engine_options(config: FastGenConfig, *, metrics: bool = False) -> dict[str,
         "worker_cls": "fastgen_vllm.integration.cpu.PerHeadCPUWorker",
         "block_size": CPU_BLOCK_SIZE,
     }
+
+
+def keep_compiled() -> None:
+    """On a CPU, let later starts find what the first compiled, unless the user chose otherwise.
+
+    vLLM cannot load there what it compiled ahead of time, and compiles again. If it does not,
+    PyTorch keeps the code: in a temporary directory, unless told to use vLLM's cache.
+    """
+    if not current_platform.is_cpu():
+        return
+    os.environ.setdefault(COMPILER_VARIABLE, "0")
+    # Importing vLLM has set PyTorch's own default, so that it looks like a choice.
+    if os.environ.get(COMPILED_VARIABLE) in (None, default_cache_dir()):
+        os.environ[COMPILED_VARIABLE] = f"{envs.VLLM_CACHE_ROOT}/torch_compile_cache/inductor"
 
 
 def config_of(vllm_config: VllmConfig) -> FastGenConfig:

@@ -67,7 +67,10 @@ def prepare(arguments: Sequence[str]) -> argparse.Namespace:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
 
+    from fastgen_vllm.integration.options import keep_compiled
+
     cli_env_setup()
+    keep_compiled()
     args = _parse(arguments)
     configure_logging_from_args(args)
     try:

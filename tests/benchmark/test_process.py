@@ -96,3 +96,10 @@ def test_threads_reach_the_engine_in_a_worker() -> None:
     environment = in_process_environment(3)
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+
+
+def test_all_sides_have_one_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_USE_AOT_COMPILE", raising=False)
+    assert in_process_environment(1)["VLLM_USE_AOT_COMPILE"] == "0"
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", "1")
+    assert in_process_environment(1)["VLLM_USE_AOT_COMPILE"] == "1"

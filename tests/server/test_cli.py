@@ -1,6 +1,7 @@
 """The command line, up to the point where vLLM's server would start."""
 
 import argparse
+import os
 import shlex
 import socket
 import subprocess
@@ -8,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 import fastgen_vllm
 from fastgen_vllm.config import CONFIG_KEY, load_config, preset_names
+from fastgen_vllm.integration.options import (
+    COMPILED_VARIABLE,
+    COMPILER_VARIABLE,
+    keep_compiled,
+)
 from fastgen_vllm.models.embedded import MODEL_NAME
 from fastgen_vllm.server import cli
 from fastgen_vllm.server.arguments import resolve_config
@@ -260,6 +267,40 @@ def test_offline_options() -> None:
     assert fastgen_vllm.llm_options("off", max_model_len=2048) == {"max_model_len": 2048}
     with pytest.raises(ValueError, match="--worker-cls"):
         fastgen_vllm.llm_options(worker_cls="a.B")
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nobody chose how to compile; put back in the end."""
+    for name in (COMPILER_VARIABLE, COMPILED_VARIABLE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("fastgen", ["balanced", "off"])
+def test_later_starts_find_what_the_first_compiled(
+    fastgen: str, compiler: pytest.MonkeyPatch, default_model: Path, tmp_path: Path
+) -> None:
+    compiler.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    compiler.setenv(COMPILED_VARIABLE, default_cache_dir())  # as importing vLLM leaves it
+    cli.prepare([str(default_model), "--fastgen", fastgen])
+    assert os.environ[COMPILER_VARIABLE] == "0"
+    assert os.environ[COMPILED_VARIABLE] == f"{tmp_path}/torch_compile_cache/inductor"
+
+
+def test_offline_too_unless_off(compiler: pytest.MonkeyPatch) -> None:
+    fastgen_vllm.llm_options("off")
+    assert COMPILER_VARIABLE not in os.environ and COMPILED_VARIABLE not in os.environ
+    fastgen_vllm.llm_options()
+    assert os.environ[COMPILER_VARIABLE] == "0" and COMPILED_VARIABLE in os.environ
+
+
+def test_a_choice_of_compiler_stays(compiler: pytest.MonkeyPatch) -> None:
+    compiler.setenv(COMPILER_VARIABLE, "1")
+    compiler.setenv(COMPILED_VARIABLE, "/mine")
+    keep_compiled()
+    assert (os.environ[COMPILER_VARIABLE], os.environ[COMPILED_VARIABLE]) == ("1", "/mine")
 
 
 def stock(arguments: list[str]) -> argparse.Namespace:
