@@ -9,7 +9,6 @@ from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import (
     PROFILE_BYTES,
-    is_profiled,
     observed_queries,
     plan_compaction,
     try_policy,
@@ -37,14 +36,6 @@ def test_observed_queries() -> None:
     assert observed_queries(FastGenConfig(observe=64), 1000) == 64
     assert observed_queries(FastGenConfig(observe=64), 10) == 10
     assert observed_queries(FastGenConfig(observe="all"), 1000) == 1000
-
-
-def test_short_prompts_and_those_that_are_off_are_not_profiled() -> None:
-    config = FastGenConfig(min_prompt=512)
-    lengths = (1, 511, 512, 5000)
-    assert [is_profiled(config, RequestOptions(), n) for n in lengths] == [False, False, True, True]
-    assert not is_profiled(config, RequestOptions(enabled=False), 5000)
-    assert is_profiled(FastGenConfig(), RequestOptions(), 1)
 
 
 def test_l1_bound_is_stricter(profile: PromptProfile) -> None:
@@ -112,7 +103,6 @@ from fastgen_vllm.config import load_config
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import (
     PROFILE_BYTES,
-    is_profiled,
     observed_queries,
     plan_compaction,
 )

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from argparse import Namespace
+from contextlib import aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -104,12 +105,16 @@ class Engine:
         return Heads(**(found or {"prompts": 0, "kept_share": [], "recovery": [], "policies": {}}))
 
     async def profile(self, request: ProfileRequest) -> Profile:
-        """Profile a prompt as a request's would be; its first token is thrown away.
+        """Profile a prompt as a request's would be; its answer ends with the first token.
 
         Raises:
             ValueError, VLLMValidationError: the prompt or an argument is not allowed.
         """
-        params = SamplingParams(temperature=0.0, max_tokens=1, extra_args=dict(request.arguments))
+        # As long an answer as is worth profiling for.
+        max_tokens = 1 if self._config is None else self._config.min_answer
+        params = SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, extra_args=dict(request.arguments)
+        )
         RequestValidator.validate_params(params)
         options = RequestOptions.parse(params.extra_args)
         prompt = await self._rendering.render(request)
@@ -127,14 +132,22 @@ class Engine:
             return 'the argument fastgen="off" says so'
         if num_tokens < self._config.min_prompt:
             return f"it has fewer than {self._config.min_prompt} tokens (option min_prompt)"
+        room = self._vllm_config.model_config.max_model_len - num_tokens
+        if room < self._config.min_answer:
+            return (
+                f"it leaves room for {room} tokens, fewer than {self._config.min_answer} "
+                "(option min_answer)"
+            )
         return None
 
     async def _plan(self, prompt: RenderedPrompt, params: SamplingParams) -> dict[str, Any] | None:
         request_id = f"fastgen-profile-{uuid4().hex}"
         try:
             await self._ask("fastgen_expect", request_id)
-            async for _ in self._client.generate(prompt.engine_input, params, request_id):
-                pass
+            answer = self._client.generate(prompt.engine_input, params, request_id)
+            async with aclosing(answer):
+                async for _ in answer:
+                    break
         finally:
             found: dict[str, Any] | None = await self._ask("fastgen_take", request_id)
         return found

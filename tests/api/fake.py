@@ -42,7 +42,7 @@ class Client:
         self.vllm_config = SimpleNamespace(
             additional_config=additional,
             cache_config=SimpleNamespace(num_gpu_blocks=100, block_size=32),
-            model_config=SimpleNamespace(model="path/of/model"),
+            model_config=SimpleNamespace(model="path/of/model", max_model_len=2048),
         )
         self.expected: list[str] = []
         self.generated: list[tuple[list[int], Any]] = []
