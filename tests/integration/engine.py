@@ -105,13 +105,16 @@ class Engine:
         """How often requests were preempted so far."""
         return sum(self._preemptions.values())
 
-    def add(self, prompt: Sequence[int], **params: Any) -> str:
+    def add(self, prompt: Sequence[int], *, priority: int = 0, **params: Any) -> str:
         """Queue a prompt of token ids; greedy unless told otherwise."""
         request_id = f"r{self._count}"
         self._count += 1
         chosen = dict(temperature=0.0, max_tokens=24, ignore_eos=True) | params
         self.llm.add_request(
-            request_id, {"prompt_token_ids": list(prompt)}, SamplingParams(**chosen)
+            request_id,
+            {"prompt_token_ids": list(prompt)},
+            SamplingParams(**chosen),
+            priority=priority,
         )
         return request_id
 
