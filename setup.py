@@ -74,7 +74,7 @@ def architectures() -> list[str]:
 
 kernels = CppExtension(
     "fastgen_vllm._C",
-    sources("csrc/*.cpp", "csrc/cpu/*.cpp"),
+    sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/cpu/*.cpp"),
     include_dirs=list(INCLUDE),
     define_macros=list(MACROS),
     extra_compile_args={"cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"]},

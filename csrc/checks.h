@@ -141,6 +141,7 @@ class Checks {
             t.stride(1),
             t.stride(2),
             t.stride(3),
+            static_cast<int>(t.size(1)),
             static_cast<int>(t.size(0)),
             static_cast<int>(t.size(2)),
             static_cast<int>(slots),
@@ -153,6 +154,37 @@ class Checks {
     contiguous(
         name, t, dtype,
         {arena_.size(1), static_cast<int64_t>(pool.num_layers) * pool.num_heads, pool.page_slots});
+  }
+
+  // A row of blocks of `pool` with room for so many tokens.
+  BlockRow row(const char* name, const Tensor& t, int64_t tokens, const PagePool& pool) const {
+    contiguous(name, t, ScalarType::Int, {kAny});
+    require(t.size(0) * pool.page_slots >= tokens, op_, ": ", name, " must cover ", tokens,
+            " tokens, got ", t.size(0), " blocks of ", pool.page_slots);
+    return {static_cast<const int32_t*>(t.data_ptr()), static_cast<int>(t.size(0))};
+  }
+
+  // The requests of a step of `num_tokens` tokens.
+  StepRequests step(const Tensor& token_index, const Tensor& lanes, const Tensor& block_rows,
+                    const Tensor& heads, int64_t layer, int64_t num_tokens,
+                    const PagePool& pool) const {
+    this->layer(layer, pool);
+    contiguous("token_index", token_index, ScalarType::Long, {kAny});
+    const int64_t requests = token_index.size(0);
+    contiguous("lanes", lanes, ScalarType::Int, {requests});
+    rows("block_rows", block_rows, ScalarType::Int, {requests, kAny});
+    contiguous("heads", heads, ScalarType::Int,
+               {kAny, pool.num_layers, pool.num_heads, kHeadFields});
+    return {static_cast<const int64_t*>(token_index.data_ptr()),
+            static_cast<const int32_t*>(lanes.data_ptr()),
+            static_cast<const int32_t*>(block_rows.data_ptr()),
+            block_rows.stride(0),
+            static_cast<int>(block_rows.size(1)),
+            static_cast<int>(requests),
+            static_cast<int>(num_tokens),
+            static_cast<int>(heads.size(0)),
+            static_cast<int>(layer),
+            static_cast<HeadRecord*>(heads.data_ptr())};
   }
 
   void layer(int64_t layer, const PagePool& pool) const {

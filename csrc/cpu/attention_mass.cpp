@@ -2,25 +2,20 @@
 #include <memory>
 #include <thread>
 
-#include "arguments.h"
 #include "cpu/isa.h"
-#include "cpu/ops.h"
 #include "cpu/work.h"
+#include "launchers.h"
 
-namespace fastgen {
+namespace fastgen::cpu {
 namespace {
 
 constexpr int64_t kBlockScores = 1 << 17;  // floats of one block's scores: half a megabyte
 
 }  // namespace
 
-void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
-                    const Tensor& block_row, int64_t first_position, double scale, std::string pool,
-                    Tensor mass, Tensor energy) {
-  AttentionMassArgs a = attention_mass_arguments(query, arena, layer, block_row, first_position,
-                                                 scale, pool, mass, energy);
+void attention_mass(AttentionMassArgs a) {
   if (a.num_queries == 0) return;
-  const int64_t end = first_position + a.num_queries;
+  const int64_t end = a.first_position + a.num_queries;
   // Whole tiles, and a cache line more: rows a power of two apart would crowd the same sets.
   a.score_stride = (end + kTile - 1) / kTile * kTile + 16;
 
@@ -47,4 +42,4 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   });
 }
 
-}  // namespace fastgen
+}  // namespace fastgen::cpu

@@ -1,17 +1,13 @@
 #include <vector>
 
-#include "arguments.h"
+#include "checks.h"
 #include "cpu/isa.h"
-#include "cpu/ops.h"
 #include "cpu/work.h"
+#include "launchers.h"
 
-namespace fastgen {
+namespace fastgen::cpu {
 
-void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Tensor& new_row,
-             const Tensor& kept, const Tensor& kept_start, const Tensor& kept_value,
-             const Tensor& heads, Tensor positions, Tensor values) {
-  const CompactArgs a = compact_arguments(source, old_row, arena, new_row, kept, kept_start,
-                                          kept_value, heads, positions, values);
+void compact(const CompactArgs& a) {
   const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
 
   struct Item {
@@ -19,8 +15,8 @@ void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Te
     int page;
   };
   std::vector<Item> items;
-  require(a.kept_start[0] == 0 && a.kept_start[layer_heads] == kept.size(0),
-          "compact: kept_start must run from 0 to the ", kept.size(0), " tokens of kept, got ",
+  require(a.kept_start[0] == 0 && a.kept_start[layer_heads] == a.num_kept,
+          "compact: kept_start must run from 0 to the ", a.num_kept, " tokens of kept, got ",
           a.kept_start[0], " to ", a.kept_start[layer_heads]);
   for (int head = 0; head < layer_heads; ++head) {
     const int64_t count = a.kept_start[head + 1] - a.kept_start[head];
@@ -38,4 +34,4 @@ void compact(const Tensor& source, const Tensor& old_row, Tensor arena, const Te
   });
 }
 
-}  // namespace fastgen
+}  // namespace fastgen::cpu

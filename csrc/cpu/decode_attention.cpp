@@ -1,12 +1,12 @@
 #include <memory>
 #include <vector>
 
-#include "arguments.h"
+#include "checks.h"
 #include "cpu/isa.h"
-#include "cpu/ops.h"
 #include "cpu/work.h"
+#include "launchers.h"
 
-namespace fastgen {
+namespace fastgen::cpu {
 namespace {
 
 // Long enough that merging costs nothing, short enough that no core waits for one long head.
@@ -20,13 +20,7 @@ struct Job {
 
 }  // namespace
 
-void decode_attention(const Tensor& query, const Tensor& token_index, const Tensor& lanes,
-                      const Tensor& block_rows, int64_t layer, double scale, std::string pool,
-                      const Tensor& arena, const Tensor& heads, Tensor values, Tensor output) {
-  DecodeArgs a = decode_arguments(query, token_index, lanes, block_rows, layer, scale, pool, arena,
-                                  heads, values, output);
-  const int64_t requests = token_index.size(0);
-  const int64_t pages_per_block = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
+void decode_attention(DecodeArgs a) {
   a.part_pages = std::max(1, kPartSlots / a.pool.page_slots);
 
   // Only a head of several parts that values tokens needs its scores after its parts are done.
@@ -38,12 +32,11 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
   std::vector<int64_t> job_of_part;
   std::vector<Job> jobs;
   int64_t kept_scores = 0;
-  for (int request = 0; request < requests; ++request) {
+  for (int request = 0; request < a.step.num_requests; ++request) {
     for (int head = 0; head < a.pool.num_heads; ++head) {
-      const HeadRecord& record =
-          a.heads[a.lanes[request] * pages_per_block + layer * a.pool.num_heads + head];
+      const HeadRecord& record = record_of(a.step, a.pool, request, head);
       require(record.length > 0, "decode_attention: heads must have a LENGTH of at least 1, head ",
-              head, " of lane ", a.lanes[request], " has ", record.length);
+              head, " of lane ", a.step.lanes[request], " has ", record.length);
       const int count = (record.length + part_slots - 1) / part_slots;
       jobs.push_back({static_cast<int64_t>(parts.size()), count});
       for (int i = 0; i < count; ++i) {
@@ -68,8 +61,7 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
   for (size_t j = 0; j < jobs.size(); ++j) {
     waiting[j].store(jobs[j].count, std::memory_order_relaxed);
     DecodePart* part = &parts[jobs[j].first];
-    const HeadRecord& record =
-        a.heads[a.lanes[part->request] * pages_per_block + layer * a.pool.num_heads + part->head];
+    const HeadRecord& record = record_of(a.step, a.pool, part->request, part->head);
     for (int i = 0; i < jobs[j].count; ++i) {
       part[i].state = states + (jobs[j].first + i) * state_size;
       if (jobs[j].count > 1 && values_tokens(record.rule)) {
@@ -93,4 +85,4 @@ void decode_attention(const Tensor& query, const Tensor& token_index, const Tens
   });
 }
 
-}  // namespace fastgen
+}  // namespace fastgen::cpu

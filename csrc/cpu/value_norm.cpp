@@ -1,17 +1,15 @@
-#include "arguments.h"
 #include "cpu/isa.h"
-#include "cpu/ops.h"
 #include "cpu/work.h"
+#include "launchers.h"
 
-namespace fastgen {
+namespace fastgen::cpu {
 
-void value_norm(const Tensor& arena, const Tensor& block_row, Tensor norm) {
-  const ValueNormArgs a = value_norm_arguments(arena, block_row, norm);
+void value_norm(const ValueNormArgs& a) {
   const Kernels& kernel = kernels();
-  const int64_t pages = (norm.size(2) + a.pool.page_slots - 1) / a.pool.page_slots;
+  const int64_t pages = (a.num_tokens + a.pool.page_slots - 1) / a.pool.page_slots;
   for_each_item(a.pool.num_layers * a.pool.num_heads * pages, [&](int64_t, int64_t item) {
     kernel.value_norm(a, static_cast<int>(item / pages), static_cast<int>(item % pages));
   });
 }
 
-}  // namespace fastgen
+}  // namespace fastgen::cpu

@@ -143,8 +143,8 @@ __device__ __forceinline__ void fetch_keys(const AttentionMassArgs& a, int head,
     const int token = first + i / vectors, element = i % vectors * Vector<T>::kSize;
     T* to = keys + i / vectors * kKeyPitch<T, kHeadSize> + element;
     if (token < end) {
-      const T* page =
-          reinterpret_cast<const T*>(stock_page(a.pool, a.layer, a.block_row[token / slots], head));
+      const T* page = reinterpret_cast<const T*>(
+          stock_page(a.pool, a.layer, a.block_row.blocks[token / slots], head));
       copy_async<kVectorBytes>(to, page + token % slots * a.pool.slot_stride + element);
     } else {
       *reinterpret_cast<Vector<T>*>(to) = {};

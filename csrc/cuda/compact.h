@@ -18,9 +18,9 @@ constexpr int kCompactThreads = 128;
 constexpr int kCompactPages = 64;
 constexpr int kLoadsAtOnce = 4;
 
-__device__ __forceinline__ const char* stock_slot(const PagePool& pool, const int32_t* row,
+__device__ __forceinline__ const char* stock_slot(const PagePool& pool, const BlockRow& row,
                                                   int layer, int head, int32_t token) {
-  return stock_page(pool, layer, row[token / pool.page_slots], head) +
+  return stock_page(pool, layer, row.blocks[token / pool.page_slots], head) +
          (token % pool.page_slots) * pool.slot_stride * pool.element_size;
 }
 

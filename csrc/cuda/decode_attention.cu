@@ -4,39 +4,39 @@ namespace fastgen {
 namespace {
 
 template <typename T, int kHeadSize, int kRows>
-cudaError_t attend_rows(const DecodeArgs& a, const DecodeScratch& scratch, int num_requests,
-                        cudaStream_t stream) {
+cudaError_t attend_rows(const DecodeArgs& a, const DecodeScratch& scratch, cudaStream_t stream) {
   constexpr int kShared = decode_shared_bytes<T, kHeadSize, kRows>();
   const auto kernel = decode_pieces<T, kHeadSize, kRows>;
   if (const cudaError_t error = allow_shared(kernel, kShared)) return error;
   return launch(kernel, dim3(scratch.num_blocks), dim3(kDecodeThreads), kShared, stream, a,
-                num_requests, scratch);
+                scratch);
 }
 
 template <typename T, int kHeadSize>
-cudaError_t attend_all(const DecodeArgs& a, const DecodeScratch& scratch, int num_requests,
-                       cudaStream_t stream) {
+cudaError_t attend_all(const DecodeArgs& a, const DecodeScratch& scratch, cudaStream_t stream) {
   const int g = a.group_size;
-  if (g == 1) return attend_rows<T, kHeadSize, 1>(a, scratch, num_requests, stream);
-  if (g == 2) return attend_rows<T, kHeadSize, 2>(a, scratch, num_requests, stream);
-  if (g <= 4) return attend_rows<T, kHeadSize, 4>(a, scratch, num_requests, stream);
-  return attend_rows<T, kHeadSize, kMostRows>(a, scratch, num_requests, stream);
+  if (g == 1) return attend_rows<T, kHeadSize, 1>(a, scratch, stream);
+  if (g == 2) return attend_rows<T, kHeadSize, 2>(a, scratch, stream);
+  if (g <= 4) return attend_rows<T, kHeadSize, 4>(a, scratch, stream);
+  return attend_rows<T, kHeadSize, kMostRows>(a, scratch, stream);
 }
 
 }  // namespace
 
-cudaError_t decode_attention(const DecodeArgs& a, const DecodeScratch& scratch, int num_requests,
-                             int max_slots, cudaStream_t stream) {
-  if (num_requests == 0) return cudaSuccess;
+cudaError_t decode_attention(const DecodeArgs& a, const DecodeScratch& scratch,
+                             cudaStream_t stream) {
+  if (a.step.num_requests == 0) return cudaSuccess;
   return with_element(a.pool.dtype, [&](auto type) {
     using Element = typename decltype(type)::Element;
     const cudaError_t error = with_head_size(a.pool.head_size, [&](auto size) {
-      return attend_all<Element, decltype(size)::value>(a, scratch, num_requests, stream);
+      return attend_all<Element, decltype(size)::value>(a, scratch, stream);
     });
     if (error != cudaSuccess) return error;
-    const dim3 grid(num_requests * a.pool.num_heads, (max_slots + kFinishSlots - 1) / kFinishSlots);
+    const int row_slots = a.step.row_blocks * a.pool.page_slots;
+    const dim3 grid(a.step.num_requests * a.pool.num_heads,
+                    (row_slots + kFinishSlots - 1) / kFinishSlots);
     return launch(decode_finish<Element>, grid, dim3(kDecodeThreads),
-                  2 * a.group_size * sizeof(float), stream, a, num_requests, scratch);
+                  2 * a.group_size * sizeof(float), stream, a, scratch);
   });
 }
 

@@ -74,23 +74,18 @@ struct Jobs {
 
   __device__ const HeadRecord* record(int job) const {
     const int request = job / a.pool.num_heads, head = job % a.pool.num_heads;
-    const int32_t lane = a.lanes[request];
-    if (lane < 0) return nullptr;
-    return a.heads + (static_cast<int64_t>(lane) * a.pool.num_layers + a.layer) * a.pool.num_heads +
-           head;
+    return a.step.lanes[request] < 0 ? nullptr : &record_of(a.step, a.pool, request, head);
   }
   __device__ int pages(int job) const {
     const HeadRecord* head = record(job);
     if (head == nullptr) return 0;
     return (head->length + a.pool.page_slots - 1) / a.pool.page_slots;
   }
-  __device__ const int32_t* row(int job) const {
-    return a.block_rows + job / a.pool.num_heads * a.row_stride;
-  }
+  __device__ BlockRow row(int job) const { return row_of(a.step, job / a.pool.num_heads); }
   template <typename T>
   __device__ const T* query(int job, int group_row) const {
     return reinterpret_cast<const T*>(a.query) +
-           a.token_index[job / a.pool.num_heads] * a.query_token_stride +
+           a.step.token_index[job / a.pool.num_heads] * a.query_token_stride +
            (job % a.pool.num_heads * a.group_size + group_row) * a.query_head_stride;
   }
 };
@@ -396,9 +391,9 @@ __device__ __forceinline__ void attend(const Jobs& jobs, const DecodeScratch& sc
 
 template <typename T, int kHeadSize, int kRows>
 __global__ void __launch_bounds__(kDecodeThreads, kRows > 4 ? 2 : 4)
-    decode_pieces(const __grid_constant__ DecodeArgs a, int num_requests, DecodeScratch scratch) {
+    decode_pieces(const __grid_constant__ DecodeArgs a, DecodeScratch scratch) {
   FASTGEN_DYNAMIC_SHARED(Vector<T>, shared);
-  const Jobs jobs = {a, num_requests * a.pool.num_heads};
+  const Jobs jobs = {a, a.step.num_requests * a.pool.num_heads};
   const Start start = find_start(jobs, scratch.first_page);
   int line_page = blockIdx.x * start.share, page = start.page;
   const int end = min(line_page + start.share, start.total);
@@ -432,9 +427,9 @@ __device__ float score_again(const Jobs& jobs, int job, int g, const T* key) {
 
 template <typename T>
 __global__ void __launch_bounds__(kDecodeThreads)
-    decode_finish(const __grid_constant__ DecodeArgs a, int num_requests, DecodeScratch scratch) {
+    decode_finish(const __grid_constant__ DecodeArgs a, DecodeScratch scratch) {
   FASTGEN_DYNAMIC_SHARED(float, totals);  // [G] maxima, [G] inverse weights
-  const Jobs jobs = {a, num_requests * a.pool.num_heads};
+  const Jobs jobs = {a, a.step.num_requests * a.pool.num_heads};
   const int job = blockIdx.x, group = a.group_size, d = a.pool.head_size;
   const int begin = scratch.first_page[job], end = scratch.first_page[job + 1];
   if (begin == end) return;
@@ -458,7 +453,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
 
   if (blockIdx.y == 0) {
     T* output = reinterpret_cast<T*>(a.output) +
-                a.token_index[job / a.pool.num_heads] * a.output_token_stride +
+                a.step.token_index[job / a.pool.num_heads] * a.output_token_stride +
                 job % a.pool.num_heads * group * a.output_head_stride;
     for (int i = threadIdx.x; i < group * d; i += kDecodeThreads) {
       const int g = i / d;

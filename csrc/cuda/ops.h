@@ -9,10 +9,9 @@
 namespace fastgen {
 
 // Requests of a step may be padded to a fixed number: a lane of -1 is nobody's.
-cudaError_t store(const StoreArgs& a, int num_requests, cudaStream_t stream);
+cudaError_t store(const StoreArgs& a, cudaStream_t stream);
 
-// `max_kept` bounds the tokens that any head keeps.
-cudaError_t compact(const CompactArgs& a, int max_kept, cudaStream_t stream);
+cudaError_t compact(const CompactArgs& a, cudaStream_t stream);
 
 cudaError_t value_norm(const ValueNormArgs& a, cudaStream_t stream);
 
@@ -35,7 +34,7 @@ struct DecodeScratch {
   int32_t num_blocks;    // thread blocks that share the work
 };
 
-cudaError_t decode_attention(const DecodeArgs& a, const DecodeScratch& scratch, int num_requests,
-                             int max_slots, cudaStream_t stream);
+cudaError_t decode_attention(const DecodeArgs& a, const DecodeScratch& scratch,
+                             cudaStream_t stream);
 
 }  // namespace fastgen

@@ -43,7 +43,7 @@ __device__ __forceinline__ Candidate least_of_warp(Candidate mine) {
 // first; any unprotected slot, the oldest first; the oldest slot. All threads of the block get the
 // answer.
 __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRecord& head,
-                                               const int32_t* row, int32_t token_position) {
+                                               const BlockRow& row, int32_t token_position) {
   constexpr int kWays = 3, kWarps = kStoreThreads / kWarpSize;
   FASTGEN_SHARED(Candidate, found, [kWays][kWarps]);
   const int slots = a.pool.page_slots;
@@ -85,13 +85,10 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
 template <typename Element>
 __global__ void __launch_bounds__(kStoreThreads) store_kernel(StoreArgs a) {
   const int head_index = blockIdx.x, request = blockIdx.y;
-  const int32_t lane = a.lanes[request];
-  if (lane < 0) return;
-  const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
-  HeadRecord* const record = a.heads + static_cast<int64_t>(lane) * heads_of_lane +
-                             a.layer * a.pool.num_heads + head_index;
+  if (a.step.lanes[request] < 0) return;
+  HeadRecord* const record = &record_of(a.step, a.pool, request, head_index);
   const HeadRecord head = *record;
-  const int32_t* row = a.block_rows + request * a.row_stride;
+  const BlockRow row = row_of(a.step, request);
   const int32_t token_position = a.token_position[request];
   const int slots = a.pool.page_slots, d = a.pool.head_size;
 
@@ -101,7 +98,7 @@ __global__ void __launch_bounds__(kStoreThreads) store_kernel(StoreArgs a) {
   __syncthreads();  // all have read the record and the metadata that change now
 
   const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
-  const int64_t token = a.token_index[request];
+  const int64_t token = a.step.token_index[request];
   const Element* key = reinterpret_cast<const Element*>(a.key) + token * a.key_token_stride +
                        head_index * a.key_head_stride;
   const Element* value = reinterpret_cast<const Element*>(a.value) + token * a.value_token_stride +

@@ -19,9 +19,9 @@ __global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs 
   for (int i = warp; i < kNormTokens; i += kNormThreads / kWarpSize) {
     const int token = blockIdx.y * kNormTokens + i;
     if (token >= a.num_tokens) return;
-    const T* page = reinterpret_cast<const T*>(stock_page(a.pool, layer_head / a.pool.num_heads,
-                                                          a.block_row[token / a.pool.page_slots],
-                                                          layer_head % a.pool.num_heads));
+    const T* page = reinterpret_cast<const T*>(
+        stock_page(a.pool, layer_head / a.pool.num_heads,
+                   a.block_row.blocks[token / a.pool.page_slots], layer_head % a.pool.num_heads));
     const T* value = page + (token % a.pool.page_slots) * a.pool.slot_stride + d;
     float sum = 0.f;
     for (int first = lane * Vector<T>::kSize; first < d; first += kWarpSize * Vector<T>::kSize) {

@@ -36,6 +36,7 @@ class PagePool(ctypes.Structure):
         ("block_stride", Long),
         ("head_stride", Long),
         ("slot_stride", Long),
+        ("num_blocks", Int),
         ("num_layers", Int),
         ("num_heads", Int),
         ("page_slots", Int),
@@ -44,26 +45,39 @@ class PagePool(ctypes.Structure):
     )
 
 
+class BlockRow(ctypes.Structure):
+    _fields_ = (("blocks", Pointer), ("num_blocks", Int))
+
+
+class StepRequests(ctypes.Structure):
+    _fields_ = (
+        ("token_index", Pointer),
+        ("lanes", Pointer),
+        ("block_rows", Pointer),
+        ("row_stride", Long),
+        ("row_blocks", Int),
+        ("num_requests", Int),
+        ("num_tokens", Int),
+        ("num_lanes", Int),
+        ("layer", Int),
+        ("heads", Pointer),
+    )
+
+
 class StoreCall(ctypes.Structure):
     _fields_ = (
         ("pool", PagePool),
+        ("step", StepRequests),
         ("key", Pointer),
         ("key_token_stride", Long),
         ("key_head_stride", Long),
         ("value", Pointer),
         ("value_token_stride", Long),
         ("value_head_stride", Long),
-        ("token_index", Pointer),
-        ("lanes", Pointer),
-        ("block_rows", Pointer),
-        ("row_stride", Long),
         ("token_position", Pointer),
         ("token_class", Pointer),
-        ("layer", Int),
-        ("heads", Pointer),
         ("positions", Pointer),
         ("values", Pointer),
-        ("num_requests", Int),
     )
 
 
@@ -71,22 +85,22 @@ class CompactCall(ctypes.Structure):
     _fields_ = (
         ("source", PagePool),
         ("pool", PagePool),
-        ("old_row", Pointer),
-        ("new_row", Pointer),
+        ("old_row", BlockRow),
+        ("new_row", BlockRow),
+        ("num_kept", Int),
         ("kept", Pointer),
         ("kept_start", Pointer),
         ("kept_value", Pointer),
         ("heads", Pointer),
         ("positions", Pointer),
         ("values", Pointer),
-        ("max_kept", Int),
     )
 
 
 class ValueNormCall(ctypes.Structure):
     _fields_ = (
         ("pool", PagePool),
-        ("block_row", Pointer),
+        ("block_row", BlockRow),
         ("num_tokens", Int),
         ("norm", Pointer),
     )
@@ -102,7 +116,7 @@ class AttentionMassCall(ctypes.Structure):
         ("group_size", Int),
         ("first_position", Int),
         ("layer", Int),
-        ("block_row", Pointer),
+        ("block_row", BlockRow),
         ("scale", ctypes.c_float),
         ("pooling", Int),
         ("block_queries", Int),  # the CPU's
@@ -118,21 +132,16 @@ class AttentionMassCall(ctypes.Structure):
 class DecodeCall(ctypes.Structure):
     _fields_ = (
         ("pool", PagePool),
+        ("step", StepRequests),
         ("query", Pointer),
         ("query_token_stride", Long),
         ("query_head_stride", Long),
         ("output", Pointer),
         ("output_token_stride", Long),
         ("output_head_stride", Long),
-        ("token_index", Pointer),
-        ("lanes", Pointer),
-        ("block_rows", Pointer),
-        ("row_stride", Long),
         ("group_size", Int),
-        ("layer", Int),
         ("scale", ctypes.c_float),
         ("pooling", Int),
-        ("heads", Pointer),
         ("values", Pointer),
         ("part_pages", Int),  # the CPU's
         ("first_page", Pointer),
@@ -140,8 +149,6 @@ class DecodeCall(ctypes.Structure):
         ("scores", Pointer),
         ("scored_pages", Int),
         ("num_blocks", Int),
-        ("num_requests", Int),
-        ("max_slots", Int),
     )
 
 
@@ -204,7 +211,7 @@ class EmulatedOps:
                 group_size=query.shape[1] // arena.shape[2],
                 first_position=first_position,
                 layer=layer,
-                block_row=self._pointer(block_row),
+                block_row=self._row(block_row),
                 scale=scale,
                 pooling=POOLINGS.index(pool),
                 mass=self._pointer(mass),
@@ -219,7 +226,7 @@ class EmulatedOps:
             self._run(
                 "value_norm",
                 pool=self._pool(device),
-                block_row=self._pointer(block_row),
+                block_row=self._row(block_row),
                 num_tokens=norm.shape[2],
                 norm=self._pointer(norm),
             )
@@ -244,15 +251,15 @@ class EmulatedOps:
                 "compact",
                 source=self._pool(read),
                 pool=self._pool(device),
-                old_row=self._pointer(old_row),
-                new_row=self._pointer(new_row),
+                old_row=self._row(old_row),
+                new_row=self._row(new_row),
+                num_kept=len(kept),
                 kept=self._pointer(kept),
                 kept_start=self._pointer(kept_start),
                 kept_value=self._pointer(kept_value),
                 heads=self._pointer(heads),
                 positions=self._pointer(positions),
                 values=self._pointer(values),
-                max_kept=int(kept_start.diff().max()),
             )
 
     def store(
@@ -280,17 +287,11 @@ class EmulatedOps:
                 value=self._pointer(value),
                 value_token_stride=value.stride(0),
                 value_head_stride=value.stride(1),
-                token_index=self._pointer(token_index),
-                lanes=self._pointer(lanes),
-                block_rows=self._pointer(block_rows),
-                row_stride=block_rows.stride(0),
+                step=self._step(token_index, lanes, block_rows, layer, heads, len(key)),
                 token_position=self._pointer(token_position),
                 token_class=self._pointer(token_class),
-                layer=layer,
-                heads=self._pointer(heads),
                 positions=self._pointer(positions),
                 values=self._pointer(values),
-                num_requests=len(token_index),
             )
 
     def decode_attention(
@@ -326,23 +327,16 @@ class EmulatedOps:
                 output=self._pointer(output),
                 output_token_stride=output.stride(0),
                 output_head_stride=output.stride(1),
-                token_index=self._pointer(token_index),
-                lanes=self._pointer(lanes),
-                block_rows=self._pointer(block_rows),
-                row_stride=block_rows.stride(0),
+                step=self._step(token_index, lanes, block_rows, layer, heads, len(query)),
                 group_size=group,
-                layer=layer,
                 scale=scale,
                 pooling=POOLINGS.index(pool),
-                heads=self._pointer(heads),
                 values=self._pointer(values),
                 first_page=self._pointer(first_page),
                 states=self._pointer(states),
                 scores=self._pointer(scores),
                 scored_pages=self.scored_pages,
                 num_blocks=self.num_blocks,
-                num_requests=len(token_index),
-                max_slots=block_rows.shape[1] * slots,
             )
 
     @contextmanager
@@ -353,7 +347,7 @@ class EmulatedOps:
         arena.copy_(to_cpu_layout(device))
 
     def _pool(self, device: Tensor) -> PagePool:
-        L, _, H, S, width = device.shape
+        L, B, H, S, width = device.shape
         return PagePool(
             arena=self._pointer(device),
             dtype=DTYPES.index(device.dtype),
@@ -362,10 +356,36 @@ class EmulatedOps:
             block_stride=device.stride(1),
             head_stride=device.stride(2),
             slot_stride=device.stride(3),
+            num_blocks=B,
             num_layers=L,
             num_heads=H,
             page_slots=S,
             head_size=width // 2,
+        )
+
+    def _row(self, row: Tensor) -> BlockRow:
+        return BlockRow(self._pointer(row), len(row))
+
+    def _step(
+        self,
+        token_index: Tensor,
+        lanes: Tensor,
+        block_rows: Tensor,
+        layer: int,
+        heads: Tensor,
+        num_tokens: int,
+    ) -> StepRequests:
+        return StepRequests(
+            token_index=self._pointer(token_index),
+            lanes=self._pointer(lanes),
+            block_rows=self._pointer(block_rows),
+            row_stride=block_rows.stride(0),
+            row_blocks=block_rows.shape[1],
+            num_requests=len(token_index),
+            num_tokens=num_tokens,
+            num_lanes=len(heads),
+            layer=layer,
+            heads=self._pointer(heads),
         )
 
     def _pointer(self, tensor: Tensor) -> int:

@@ -15,11 +15,9 @@ from tests.cuda import toolkit
 from tests.cuda.build import locate, pointers, region
 from tests.cuda.emulated import (
     AttentionMassCall,
-    CompactCall,
     DecodeCall,
     EmulatedOps,
     PagePool,
-    StoreCall,
 )
 from tests.cuda.ptx import Module, Space, launch, parse
 
@@ -78,14 +76,11 @@ def _launches(op: str, call: ctypes.Structure, content: bytes) -> Iterator[Launc
     pool: PagePool = call.pool
     element, heads = ELEMENTS[pool.dtype], pool.num_layers * pool.num_heads
     if op == "store":
-        struct_bytes = content[: StoreCall.num_requests.offset]
-        grid = (pool.num_heads, call.num_requests)
-        yield Launch("store_kernel<unsigned short>", grid, 0, [struct_bytes])
+        grid = (pool.num_heads, call.step.num_requests)
+        yield Launch("store_kernel<unsigned short>", grid, 0, [content])
     elif op == "compact":
-        struct_bytes = content[: CompactCall.max_kept.offset]
-        yield Launch(
-            "compact_kernel", (heads, _parts(call.max_kept, pool.page_slots)), 0, [struct_bytes]
-        )
+        pages = min(_parts(call.num_kept, pool.page_slots), call.old_row.num_blocks)
+        yield Launch("compact_kernel", (heads, pages), 0, [content])
     elif op == "value_norm":
         yield Launch(
             f"value_norm_kernel<{element}>", (heads, _parts(call.num_tokens, 16)), 0, [content]
@@ -101,12 +96,13 @@ def _launches(op: str, call: ctypes.Structure, content: bytes) -> Iterator[Launc
         yield Launch(f"mass_rows<{element}, 64>", row_grid, 2 * keys, [content[:split], rows])
         yield Launch(f"mass_add<{element}, 64>", add_grid, add_shared, [content[:split], rows])
     else:
-        split, end = DecodeCall.first_page.offset, DecodeCall.num_requests.offset
-        passed = [content[:split], call.num_requests, content[split:end]]
+        split = DecodeCall.first_page.offset
+        passed = [content[:split], content[split:]]
         kinds = {64: "64, 4", 128: "128, 2"}[pool.head_size]
         pieces = f"decode_pieces<{element}, {kinds}>"
         yield Launch(pieces, (call.num_blocks, 1), 48 * 1024, passed)
-        finish_grid = (call.num_requests * pool.num_heads, _parts(call.max_slots, 2048))
+        row_slots = call.step.row_blocks * pool.page_slots
+        finish_grid = (call.step.num_requests * pool.num_heads, _parts(row_slots, 2048))
         yield Launch(f"decode_finish<{element}>", finish_grid, 8 * call.group_size, passed)
 
 

@@ -83,7 +83,7 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
               rows + static_cast<int64_t>(q) * group * d);
   }
   const auto tile_at = [&](int token) {
-    const char* page = stock_page(a.pool, a.layer, a.block_row[token / slots], head);
+    const char* page = stock_page(a.pool, a.layer, a.block_row.blocks[token / slots], head);
     return key_tile(reinterpret_cast<const T*>(page), token % slots, d);
   };
   const Tiles<T> tiles(block.num_queries * group);

@@ -168,7 +168,7 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
     const Unit* from_k[kMost];
     for (int i = 0; i < n; ++i) {
       from[i] = reinterpret_cast<const Unit*>(
-          stock_page(a.source, layer, a.old_row[kept[i] / slots], head));
+          stock_page(a.source, layer, a.old_row.blocks[kept[i] / slots], head));
       from_k[i] = Order::key(from[i], kept[i] % slots, d);
       Order::prefetch_value(from[i], kept[i] % slots, slots, d);
     }

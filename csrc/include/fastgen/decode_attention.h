@@ -164,15 +164,13 @@ FASTGEN_INLINE void weigh(const Tiles<PairedBFloat>& tiles, const BFloat* p, int
 #endif
 
 static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
-  const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
-  return a.heads[static_cast<int64_t>(a.lanes[part.request]) * heads_of_lane +
-                 a.layer * a.pool.num_heads + part.head];
+  return record_of(a.step, a.pool, part.request, part.head);
 }
 
 // The i-th page of a part.
 static StreamPage page_of_part(const DecodeArgs& a, const DecodePart& part, int i) {
-  const int32_t* row = a.block_rows + part.request * a.row_stride;
-  return stream_page(a.pool, row, stream_page_of(head_of(a, part), part.first_page + i));
+  return stream_page(a.pool, row_of(a.step, part.request),
+                     stream_page_of(head_of(a, part), part.first_page + i));
 }
 
 // Slots of whole pages whose scores become weights together: it spares steps of the softmax, which
@@ -211,7 +209,7 @@ static void decode_part_of(const DecodeArgs& a, const DecodePart& part, const De
   const int64_t half_page = static_cast<int64_t>(slots) * d;
 
   const auto* query = reinterpret_cast<const typename Type<T>::Plain*>(a.query) +
-                      a.token_index[part.request] * a.query_token_stride +
+                      a.step.token_index[part.request] * a.query_token_stride +
                       static_cast<int64_t>(part.head) * group * a.query_head_stride;
   float* totals = workspace;                                                      // [G, kLanes]
   R* rows = reinterpret_cast<R*>(totals + static_cast<int64_t>(group) * kLanes);  // [G, D]
@@ -335,7 +333,7 @@ static void decode_finish(const DecodeArgs& a, const DecodePart* parts, int num_
   merge_weights(a, parts, num_parts);
   with_type(a.pool, [&](auto type) {
     auto* output = reinterpret_cast<typename decltype(type)::Plain*>(a.output) +
-                   a.token_index[first.request] * a.output_token_stride +
+                   a.step.token_index[first.request] * a.output_token_stride +
                    static_cast<int64_t>(first.head) * group * a.output_head_stride;
     for (int g = 0; g < group; ++g) {
       for (int i = 0; i < d; i += kLanes) {

@@ -18,6 +18,30 @@ constexpr int kTile = 32;
 // Slots of whole pages whose scores become weights together, at most; a longer page alone.
 constexpr int kMostRunSlots = 256;
 
+// Compacted requests of a step, one new token each, and their heads in one layer.
+struct StepRequests {
+  const int64_t* token_index;  // [R] row of query, key and value
+  const int32_t* lanes;        // [R]
+  const int32_t* block_rows;   // [R, row_stride]
+  int64_t row_stride;
+  int row_blocks;    // M, blocks of a row
+  int num_requests;  // R
+  int num_tokens;    // T
+  int num_lanes;
+  int layer;
+  HeadRecord* heads;  // [lanes, L, H]
+};
+
+FASTGEN_ANYWHERE static inline BlockRow row_of(const StepRequests& step, int request) {
+  return {step.block_rows + request * step.row_stride, step.row_blocks};
+}
+
+FASTGEN_ANYWHERE static inline HeadRecord& record_of(const StepRequests& step, const PagePool& pool,
+                                                     int request, int head) {
+  const int64_t lane = step.lanes[request];
+  return step.heads[(lane * pool.num_layers + step.layer) * pool.num_heads + head];
+}
+
 struct AttentionMassArgs {
   PagePool pool;
   const char* query;  // [W, H*G, D]
@@ -27,7 +51,7 @@ struct AttentionMassArgs {
   int group_size;      // G
   int first_position;  // position of query 0
   int layer;
-  const int32_t* block_row;
+  BlockRow block_row;
   float scale;
   Pooling pooling;
   int block_queries;     // queries of one item
@@ -40,7 +64,7 @@ struct AttentionMassArgs {
 
 struct ValueNormArgs {
   PagePool pool;
-  const int32_t* block_row;
+  BlockRow block_row;
   int num_tokens;  // N
   float* norm;     // [L*H, N]
 };
@@ -48,8 +72,9 @@ struct ValueNormArgs {
 struct CompactArgs {
   PagePool source;  // where the stock pages are: the pool, or a copy of some of its blocks
   PagePool pool;
-  const int32_t* old_row;
-  const int32_t* new_row;
+  BlockRow old_row;
+  BlockRow new_row;
+  int num_kept;               // K
   const int32_t* kept;        // [K] token positions
   const int64_t* kept_start;  // [L*H + 1]
   const float* kept_value;    // [K]
@@ -60,43 +85,33 @@ struct CompactArgs {
 
 struct StoreArgs {
   PagePool pool;
+  StepRequests step;
   const char* key;  // [T, H, D]
   int64_t key_token_stride;
   int64_t key_head_stride;
   const char* value;  // [T, H, D]
   int64_t value_token_stride;
   int64_t value_head_stride;
-  const int64_t* token_index;  // [R]
-  const int32_t* lanes;        // [R]
-  const int32_t* block_rows;   // [R, row_stride]
-  int64_t row_stride;
   const int32_t* token_position;  // [R]
   const int32_t* token_class;     // [R]
-  int layer;
-  HeadRecord* heads;   // [lanes, L, H]
-  int32_t* positions;  // [B, L*H, S]
-  float* values;       // [B, L*H, S]
+  int32_t* positions;             // [B, L*H, S]
+  float* values;                  // [B, L*H, S]
 };
 
 struct DecodeArgs {
   PagePool pool;
+  StepRequests step;
   const char* query;  // [T, H*G, D]
   int64_t query_token_stride;
   int64_t query_head_stride;
   char* output;  // [T, H*G, D]
   int64_t output_token_stride;
   int64_t output_head_stride;
-  const int64_t* token_index;  // [R]
-  const int32_t* lanes;        // [R]
-  const int32_t* block_rows;   // [R, row_stride]
-  int64_t row_stride;
   int group_size;  // G
-  int layer;
   float scale;
   Pooling pooling;
-  const HeadRecord* heads;  // [lanes, L, H]
-  float* values;            // [B, L*H, S]
-  int part_pages;           // pages of one part
+  float* values;   // [B, L*H, S]
+  int part_pages;  // pages of one part
 };
 
 // A part of the pages of one (request, head); long heads are several work items.

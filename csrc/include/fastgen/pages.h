@@ -34,11 +34,18 @@ struct PagePool {
   int64_t block_stride;
   int64_t head_stride;
   int64_t slot_stride;  // CUDA: from one slot's K and V to the next one's
+  int num_blocks;       // B
   int num_layers;       // L
   int num_heads;        // H
   int page_slots;       // S, a multiple of 32
   int head_size;        // D, a multiple of 32
   bool in_pairs;        // CPU, bfloat16
+};
+
+// Blocks of one request, in order.
+struct BlockRow {
+  const int32_t* blocks;
+  int num_blocks;
 };
 
 // Lanes of a line of a page in pairs: tokens of K, columns of V.
@@ -62,10 +69,10 @@ FASTGEN_ANYWHERE static inline char* stock_page(const PagePool& pool, int layer,
              pool.element_size;
 }
 
-FASTGEN_ANYWHERE static inline StreamPage stream_page(const PagePool& pool, const int32_t* row,
+FASTGEN_ANYWHERE static inline StreamPage stream_page(const PagePool& pool, const BlockRow& row,
                                                       int32_t page) {
   const int pages_per_block = pool.num_layers * pool.num_heads;
-  const int32_t block = row[page / pages_per_block];
+  const int32_t block = row.blocks[page / pages_per_block];
   const int in_block = page % pages_per_block;
   return {stock_page(pool, in_block / pool.num_heads, block, in_block % pool.num_heads),
           (static_cast<int64_t>(block) * pages_per_block + in_block) * pool.page_slots};

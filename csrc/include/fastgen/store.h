@@ -21,7 +21,7 @@ struct Eviction {
 
 // Slot of the least worth in the first pages of a head, or -1 if none may be freed.
 static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_pages,
-                           const int32_t* row, const Eviction& e) {
+                           const BlockRow& row, const Eviction& e) {
   const float kInfinity = __builtin_inff();
   const int slots = a.pool.page_slots;
   Floats least_worth = broadcast(kInfinity);
@@ -61,7 +61,7 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_p
 
 // What has to give way: a slot outside the window, else any unprotected one, else the oldest.
 static int32_t choose_slot(const StoreArgs& a, const HeadRecord& head, int num_pages,
-                           const int32_t* row, int32_t token_position) {
+                           const BlockRow& row, int32_t token_position) {
   Eviction e = {token_position - head.window, true, values_tokens(head.rule), token_position,
                 head.observed_from};
   int32_t slot = find_victim(a, head, num_pages, row, e);
@@ -99,10 +99,8 @@ FASTGEN_INLINE void write_token_in_pairs(const PagePool& pool, char* page, int s
 }
 
 static void store(const StoreArgs& a, int request, int head_index) {
-  const int heads_of_lane = a.pool.num_layers * a.pool.num_heads;
-  HeadRecord& head = a.heads[static_cast<int64_t>(a.lanes[request]) * heads_of_lane +
-                             a.layer * a.pool.num_heads + head_index];
-  const int32_t* row = a.block_rows + request * a.row_stride;
+  HeadRecord& head = record_of(a.step, a.pool, request, head_index);
+  const BlockRow row = row_of(a.step, request);
   const int32_t token_position = a.token_position[request];
   const int slots = a.pool.page_slots;
 
@@ -112,7 +110,7 @@ static void store(const StoreArgs& a, int request, int head_index) {
       appends ? head.length++ : choose_slot(a, head, num_pages, row, token_position);
 
   const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
-  const int64_t token = a.token_index[request];
+  const int64_t token = a.step.token_index[request];
   const char* key =
       a.key + (token * a.key_token_stride + head_index * a.key_head_stride) * a.pool.element_size;
   const char* value = a.value + (token * a.value_token_stride + head_index * a.value_head_stride) *

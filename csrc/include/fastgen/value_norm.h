@@ -39,7 +39,7 @@ static void value_norm(const ValueNormArgs& a, int layer_head, int page) {
   const int d = a.pool.head_size, slots = a.pool.page_slots;
   const int first = page * slots;
   const int tokens = a.num_tokens - first < slots ? a.num_tokens - first : slots;
-  const char* data = stock_page(a.pool, layer_head / a.pool.num_heads, a.block_row[page],
+  const char* data = stock_page(a.pool, layer_head / a.pool.num_heads, a.block_row.blocks[page],
                                 layer_head % a.pool.num_heads);
   float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + first;
   with_type(a.pool, [&](auto type) {

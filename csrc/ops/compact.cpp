@@ -1,0 +1,45 @@
+#include "ops/op.h"
+
+namespace fastgen {
+namespace {
+
+void compact(const Tensor& source, const Tensor& old_row, const Tensor& arena,
+             const Tensor& new_row, const Tensor& kept, const Tensor& kept_start,
+             const Tensor& kept_value, const Tensor& heads, const Tensor& positions,
+             const Tensor& values) {
+  const Checks check("compact", arena);
+  CompactArgs a = {};
+  a.pool = check.arena();
+  a.source = check.arena("source", source);
+  require(source.scalar_type() == arena.scalar_type() && source.dim() == arena.dim() &&
+              source.size(0) == arena.size(0) && source.size(2) == arena.size(2) &&
+              source.size(3) == arena.size(3) && source.size(4) == arena.size(4),
+          "compact: source must have the dtype and shape of arena, except for its blocks");
+  const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
+  a.old_row = check.row("old_row", old_row, 0, a.source);
+  a.new_row = check.row("new_row", new_row, 0, a.pool);
+  check.contiguous("kept", kept, ScalarType::Int, {kAny});
+  check.contiguous("kept_start", kept_start, ScalarType::Long, {layer_heads + 1});
+  check.contiguous("kept_value", kept_value, ScalarType::Float, {kept.size(0)});
+  check.contiguous("heads", heads, ScalarType::Int,
+                   {a.pool.num_layers, a.pool.num_heads, kHeadFields});
+  check.metadata("positions", positions, ScalarType::Int, a.pool);
+  check.metadata("values", values, ScalarType::Float, a.pool);
+
+  a.num_kept = static_cast<int>(kept.size(0));
+  a.kept = static_cast<const int32_t*>(kept.data_ptr());
+  a.kept_start = static_cast<const int64_t*>(kept_start.data_ptr());
+  a.kept_value = static_cast<const float*>(kept_value.data_ptr());
+  a.heads = static_cast<const HeadRecord*>(heads.data_ptr());
+  a.positions = static_cast<int32_t*>(positions.data_ptr());
+  a.values = static_cast<float*>(values.data_ptr());
+  FASTGEN_LAUNCH(compact, a, arena);
+}
+
+FASTGEN_OP(compact,
+           "(Tensor source, Tensor old_row, Tensor(a!) arena, Tensor new_row, Tensor kept, "
+           "Tensor kept_start, Tensor kept_value, Tensor heads, Tensor(b!) positions, "
+           "Tensor(c!) values)")
+
+}  // namespace
+}  // namespace fastgen
