@@ -2,7 +2,8 @@
 
 CUDA kernels are built where nvcc is on PATH and torch is a CUDA build; FASTGEN_CUDA=1 builds them
 for any torch (the binary needs none of its CUDA libraries), FASTGEN_CUDA=0 leaves them out.
-TORCH_CUDA_ARCH_LIST chooses architectures.
+TORCH_CUDA_ARCH_LIST chooses architectures. FASTGEN_SANITIZE=1 builds for tests/ops/fuzz.py: what
+reads or writes out of bounds, or is undefined, ends the process.
 """
 
 import os
@@ -72,12 +73,19 @@ def architectures() -> list[str]:
     return flags
 
 
+FLAGS = ["-std=c++20", "-fvisibility=hidden", "-Wall"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+sanitize = os.environ.get("FASTGEN_SANITIZE", "0") != "0"
+
 kernels = CppExtension(
     "fastgen_vllm._C",
     sources("csrc/*.cpp", "csrc/ops/*.cpp", "csrc/cpu/*.cpp"),
     include_dirs=list(INCLUDE),
     define_macros=list(MACROS),
-    extra_compile_args={"cxx": ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-Wall"]},
+    extra_compile_args={
+        "cxx": [*FLAGS, *(["-O1", "-g", *SANITIZERS] if sanitize else ["-O3", "-g0"])]
+    },
+    extra_link_args=SANITIZERS if sanitize else [],
     py_limited_api=True,
 )
 

@@ -21,11 +21,15 @@ constexpr int64_t kAny = -1;  // in an expected shape: a dimension of any size
 
 // Python sees std::invalid_argument as ValueError.
 template <typename... Parts>
-void require(bool holds, const Parts&... message) {
-  if (holds) return;
+[[noreturn]] void refuse(const Parts&... message) {
   std::ostringstream text;
   (text << ... << message);
   throw std::invalid_argument(text.str());
+}
+
+template <typename... Parts>
+void require(bool holds, const Parts&... message) {
+  if (!holds) refuse(message...);
 }
 
 inline const char* dtype_name(ScalarType dtype) {

@@ -2,6 +2,7 @@
 #include <memory>
 #include <thread>
 
+#include "cpu/contents.h"
 #include "cpu/isa.h"
 #include "cpu/work.h"
 #include "launchers.h"
@@ -14,8 +15,9 @@ constexpr int64_t kBlockScores = 1 << 17;  // floats of one block's scores: half
 }  // namespace
 
 void attention_mass(AttentionMassArgs a) {
-  if (a.num_queries == 0) return;
   const int64_t end = a.first_position + a.num_queries;
+  Contents("attention_mass", a.pool).prompt("block_row", a.block_row, end);
+  if (a.num_queries == 0) return;
   // Whole tiles, and a cache line more: rows a power of two apart would crowd the same sets.
   a.score_stride = (end + kTile - 1) / kTile * kTile + 16;
 

@@ -1,6 +1,6 @@
 #include <vector>
 
-#include "checks.h"
+#include "cpu/contents.h"
 #include "cpu/isa.h"
 #include "cpu/work.h"
 #include "launchers.h"
@@ -8,25 +8,36 @@
 namespace fastgen::cpu {
 
 void compact(const CompactArgs& a) {
-  const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
+  const int slots = a.pool.page_slots, num_heads = a.pool.num_heads;
+  const int layer_heads = a.pool.num_layers * num_heads;
+  const Contents contents("compact", a.pool);
+  require(a.kept_start[0] == 0 && a.kept_start[layer_heads] == a.num_kept,
+          "compact: kept_start must run from 0 to the ", a.num_kept, " tokens of kept, got ",
+          a.kept_start[0], " to ", a.kept_start[layer_heads]);
+  const int64_t num_tokens = static_cast<int64_t>(a.old_row.num_blocks) * slots;
+  for (int i = 0; i < a.num_kept; ++i) {
+    require(0 <= a.kept[i] && a.kept[i] < num_tokens, "compact: kept must have tokens in [0, ",
+            num_tokens, "), got ", a.kept[i]);
+  }
+  contents.blocks("old_row", a.old_row, a.old_row.num_blocks, a.source);
 
   struct Item {
     int layer_head;
     int page;
   };
   std::vector<Item> items;
-  require(a.kept_start[0] == 0 && a.kept_start[layer_heads] == a.num_kept,
-          "compact: kept_start must run from 0 to the ", a.num_kept, " tokens of kept, got ",
-          a.kept_start[0], " to ", a.kept_start[layer_heads]);
-  for (int head = 0; head < layer_heads; ++head) {
-    const int64_t count = a.kept_start[head + 1] - a.kept_start[head];
-    require(count == a.heads[head].length, "compact: kept_start gives ", count,
-            " tokens to head number ", head, " (layer * H + head), its LENGTH is ",
-            a.heads[head].length);
-    for (int page = 0; static_cast<int64_t>(page) * a.pool.page_slots < count; ++page) {
-      items.push_back({head, page});
-    }
+  int64_t num_pages = 0;
+  for (int i = 0; i < layer_heads; ++i) {
+    const HeadRecord& head = a.heads[i];
+    const Place place = {-1, i / num_heads, i % num_heads};
+    contents.record(head, place);
+    const int64_t count = a.kept_start[i + 1] - a.kept_start[i];
+    require(count == head.length, "compact: kept_start gives ", count, " tokens to ", place,
+            ", its LENGTH is ", head.length);
+    num_pages = std::max(num_pages, contents.slots(head, place, head.length, "new_row", a.new_row));
+    for (int page = 0; page * slots < head.length; ++page) items.push_back({i, page});
   }
+  contents.stream("new_row", a.new_row, num_pages);
 
   const Kernels& kernel = kernels();
   for_each_item(static_cast<int64_t>(items.size()), [&](int64_t, int64_t item) {

@@ -1,7 +1,7 @@
 #include <memory>
 #include <vector>
 
-#include "checks.h"
+#include "cpu/contents.h"
 #include "cpu/isa.h"
 #include "cpu/work.h"
 #include "launchers.h"
@@ -21,6 +21,12 @@ struct Job {
 }  // namespace
 
 void decode_attention(DecodeArgs a) {
+  const auto slots_in_use = [](const HeadRecord& head, const Place& place, int) {
+    require(head.length > 0, "decode_attention: heads must have a LENGTH of at least 1, ", place,
+            " has ", head.length);
+    return head.length;
+  };
+  Contents("decode_attention", a.pool).step(a.step, slots_in_use);
   a.part_pages = std::max(1, kPartSlots / a.pool.page_slots);
 
   // Only a head of several parts that values tokens needs its scores after its parts are done.
@@ -35,8 +41,6 @@ void decode_attention(DecodeArgs a) {
   for (int request = 0; request < a.step.num_requests; ++request) {
     for (int head = 0; head < a.pool.num_heads; ++head) {
       const HeadRecord& record = record_of(a.step, a.pool, request, head);
-      require(record.length > 0, "decode_attention: heads must have a LENGTH of at least 1, head ",
-              head, " of lane ", a.step.lanes[request], " has ", record.length);
       const int count = (record.length + part_slots - 1) / part_slots;
       jobs.push_back({static_cast<int64_t>(parts.size()), count});
       for (int i = 0; i < count; ++i) {

@@ -26,7 +26,7 @@
 // hardware: everything.
 #pragma once
 
-#include "cuda/numbers.h"
+#include "cuda/found.h"
 #include "cuda/ops.h"
 
 namespace fastgen {
@@ -142,12 +142,16 @@ __device__ __forceinline__ void fetch_keys(const AttentionMassArgs& a, int head,
   for (int i = threadIdx.x; i < kTokenTile * vectors; i += kMassThreads) {
     const int token = first + i / vectors, element = i % vectors * Vector<T>::kSize;
     T* to = keys + i / vectors * kKeyPitch<T, kHeadSize> + element;
-    if (token < end) {
-      const T* page = reinterpret_cast<const T*>(
-          stock_page(a.pool, a.layer, a.block_row.blocks[token / slots], head));
-      copy_async<kVectorBytes>(to, page + token % slots * a.pool.slot_stride + element);
-    } else {
+    if (token >= end) {
       *reinterpret_cast<Vector<T>*>(to) = {};
+      continue;
+    }
+    const T* page =
+        reinterpret_cast<const T*>(find_stock_page(a.pool, a.layer, head, a.block_row, token));
+    if (page == nullptr) {
+      *reinterpret_cast<int4*>(to) = not_a_number();
+    } else {
+      copy_async<kVectorBytes>(to, page + token % slots * a.pool.slot_stride + element);
     }
   }
   commit_copies();

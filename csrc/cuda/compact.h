@@ -10,7 +10,7 @@
 // everything.
 #pragma once
 
-#include "cuda/numbers.h"
+#include "cuda/found.h"
 
 namespace fastgen {
 
@@ -18,23 +18,31 @@ constexpr int kCompactThreads = 128;
 constexpr int kCompactPages = 64;
 constexpr int kLoadsAtOnce = 4;
 
-__device__ __forceinline__ const char* stock_slot(const PagePool& pool, const BlockRow& row,
-                                                  int layer, int head, int32_t token) {
-  return stock_page(pool, layer, row.blocks[token / pool.page_slots], head) +
-         (token % pool.page_slots) * pool.slot_stride * pool.element_size;
+// The vector-th sixteen bytes of a token's K and V on its prompt's stock pages.
+__device__ __forceinline__ int4 read_stock(const PagePool& pool, const BlockRow& row, int layer,
+                                           int head, int32_t token, int vector) {
+  const char* page = find_stock_page(pool, layer, head, row, token);
+  if (page == nullptr) return not_a_number();
+  const char* slot = page + (token % pool.page_slots) * pool.slot_stride * pool.element_size;
+  return reinterpret_cast<const int4*>(slot)[vector];
 }
 
 __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a) {
   const int layer_head = blockIdx.x;
   const int layer = layer_head / a.pool.num_heads, head = layer_head % a.pool.num_heads;
   const HeadRecord record = a.heads[layer_head];
-  const int64_t start = a.kept_start[layer_head];
-  const int count = static_cast<int>(a.kept_start[layer_head + 1] - start);
+  const int64_t start = a.kept_start[layer_head], end = a.kept_start[layer_head + 1];
+  if (start < 0 || end > a.num_kept || end - start != record.length || !is_sound(record) ||
+      !has_room(record, record.length, a.pool, a.new_row)) {
+    return;
+  }
+  const int count = record.length;
   const int slots = a.pool.page_slots;
   const int vectors = 2 * a.pool.head_size * a.pool.element_size / kVectorBytes;  // of a slot
 
   for (int page = blockIdx.y; page * slots < count; page += gridDim.y) {
-    const StreamPage to = stream_page(a.pool, a.new_row, stream_page_of(record, page));
+    const StreamPage to = find_stream_page(a.pool, a.new_row, stream_page_of(record, page));
+    if (to.data == nullptr) continue;
     const int64_t first = start + static_cast<int64_t>(page) * slots;
     const int in_page = min(slots, count - page * slots);
     for (int from = threadIdx.x; from < in_page * vectors; from += kLoadsAtOnce * kCompactThreads) {
@@ -43,9 +51,8 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a)
       for (int i = 0; i < kLoadsAtOnce; ++i) {
         const int vector = from + i * kCompactThreads;
         if (vector < in_page * vectors) {
-          const char* row =
-              stock_slot(a.source, a.old_row, layer, head, a.kept[first + vector / vectors]);
-          held[i] = reinterpret_cast<const int4*>(row)[vector % vectors];
+          const int32_t token = a.kept[first + vector / vectors];
+          held[i] = read_stock(a.source, a.old_row, layer, head, token, vector % vectors);
         }
       }
 #pragma unroll

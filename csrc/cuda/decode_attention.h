@@ -30,7 +30,7 @@
 // everything.
 #pragma once
 
-#include "cuda/numbers.h"
+#include "cuda/found.h"
 #include "cuda/ops.h"
 
 namespace fastgen {
@@ -41,6 +41,7 @@ constexpr int kStages = 3;     // tiles of a warp that are under way or in use
 constexpr int kTileSteps = 4;  // slots of a tile that one lane sees
 constexpr int kMostRows = 8;   // query heads that share a read of K and V
 constexpr int kFinishSlots = 2048;
+constexpr int kMostLinePages = 1 << 30;
 
 // How a warp lies over slots: kLanes lanes side by side cover a slot's K, several slots at a time.
 template <typename T, int kHeadSize>
@@ -74,12 +75,16 @@ struct Jobs {
 
   __device__ const HeadRecord* record(int job) const {
     const int request = job / a.pool.num_heads, head = job % a.pool.num_heads;
-    return a.step.lanes[request] < 0 ? nullptr : &record_of(a.step, a.pool, request, head);
+    return find_record(a.step, a.pool, request, head);
   }
+  // Pages of a head on the line: none of one that is not there.
   __device__ int pages(int job) const {
-    const HeadRecord* head = record(job);
-    if (head == nullptr) return 0;
-    return (head->length + a.pool.page_slots - 1) / a.pool.page_slots;
+    const HeadRecord* found = record(job);
+    if (found == nullptr) return 0;
+    const HeadRecord head = *found;
+    if (!is_sound(head) || !has_room(head, head.length, a.pool, row(job))) return 0;
+    const int pages = (head.length + a.pool.page_slots - 1) / a.pool.page_slots;
+    return pages <= kMostLinePages / count ? pages : 0;
   }
   __device__ BlockRow row(int job) const { return row_of(a.step, job / a.pool.num_heads); }
   template <typename T>
@@ -266,8 +271,8 @@ struct Tiles {
     const PagePool& pool = jobs.a.pool;
     if (tile * Shape::kTileSlots < num_slots) {
       const int page = tile * Shape::kTileSlots / pool.page_slots;  // a tile lies in one page
-      const StreamPage found =
-          stream_page(pool, jobs.row(piece.job), stream_page_of(head, piece.first_page + page));
+      const StreamPage found = find_stream_page(pool, jobs.row(piece.job),
+                                                stream_page_of(head, piece.first_page + page));
       const T* data = reinterpret_cast<const T*>(found.data);
 #pragma unroll
       for (int step = 0; step < kTileSteps; ++step) {
@@ -276,6 +281,11 @@ struct Tiles {
 #pragma unroll
         for (int vector = 0; vector < Shape::kPerLane; ++vector) {
           if (!holds(vector)) continue;
+          if (data == nullptr) {
+            *reinterpret_cast<int4*>(place(stage, step, vector, 0)) = not_a_number();
+            *reinterpret_cast<int4*>(place(stage, step, vector, 1)) = not_a_number();
+            continue;
+          }
           const T* from = row + Shape::element(lane, vector * Vector<T>::kSize);
           copy_async<kVectorBytes>(place(stage, step, vector, 0), from);
           copy_async<kVectorBytes>(place(stage, step, vector, 1), from + pool.head_size);
@@ -432,7 +442,16 @@ __global__ void __launch_bounds__(kDecodeThreads)
   const Jobs jobs = {a, a.step.num_requests * a.pool.num_heads};
   const int job = blockIdx.x, group = a.group_size, d = a.pool.head_size;
   const int begin = scratch.first_page[job], end = scratch.first_page[job + 1];
-  if (begin == end) return;
+  if (jobs.record(job) == nullptr) return;
+  T* const output = reinterpret_cast<T*>(a.output) +
+                    a.step.token_index[job / a.pool.num_heads] * a.output_token_stride +
+                    job % a.pool.num_heads * group * a.output_head_stride;
+  if (begin == end) {
+    for (int i = threadIdx.x; blockIdx.y == 0 && i < group * d; i += kDecodeThreads) {
+      output[i / d * a.output_head_stride + i % d] = from_float<T>(NAN);
+    }
+    return;
+  }
   const int share = share_of_block(scratch.first_page[jobs.count], scratch.num_blocks);
   const int first_block = begin / share, last_block = (end - 1) / share;
   const float* states = scratch.states + (job + first_block) * state_floats(a);
@@ -452,9 +471,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
   __syncthreads();
 
   if (blockIdx.y == 0) {
-    T* output = reinterpret_cast<T*>(a.output) +
-                a.step.token_index[job / a.pool.num_heads] * a.output_token_stride +
-                job % a.pool.num_heads * group * a.output_head_stride;
     for (int i = threadIdx.x; i < group * d; i += kDecodeThreads) {
       const int g = i / d;
       float sum = 0.f;
@@ -474,7 +490,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int last = min(first + kFinishSlots, head.length);
     for (int slot = first + threadIdx.x; slot < last; slot += kDecodeThreads) {
       const StreamPage page =
-          stream_page(a.pool, jobs.row(job), stream_page_of(head, slot / slots));
+          find_stream_page(a.pool, jobs.row(job), stream_page_of(head, slot / slots));
+      if (page.data == nullptr) continue;
       const T* key = reinterpret_cast<const T*>(page.data) + slot % slots * a.pool.slot_stride;
       const int line_page = begin + slot / slots;
       const float* scores = scratch.scores + (static_cast<int64_t>(begin) * slots + slot) * group;

@@ -8,7 +8,7 @@
 // token. Untested on hardware: everything.
 #pragma once
 
-#include "cuda/numbers.h"
+#include "cuda/found.h"
 
 namespace fastgen {
 
@@ -52,7 +52,8 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
   for (int way = 0; way < kWays; ++way) least[way] = {0.f, 0, -1};
 
   for (int32_t slot = threadIdx.x; slot < head.length; slot += kStoreThreads) {
-    const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
+    const StreamPage page = find_stream_page(a.pool, row, stream_page_of(head, slot / slots));
+    if (page.data == nullptr) continue;
     const int64_t meta = page.meta_slot + slot % slots;
     const int32_t position = a.positions[meta];
     const float value = a.values[meta];
@@ -78,26 +79,29 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
     for (int warp = 1; warp < kWarps; ++warp) chosen = lesser(chosen, found[way][warp]);
     if (chosen.slot >= 0) return chosen.slot;
   }
-  return 0;  // not reached: a full head has slots
+  return 0;  // none of its slots is there
 }
 
 // Element is an unsigned integer of the cache's element size: nothing here looks at the numbers.
 template <typename Element>
 __global__ void __launch_bounds__(kStoreThreads) store_kernel(StoreArgs a) {
   const int head_index = blockIdx.x, request = blockIdx.y;
-  if (a.step.lanes[request] < 0) return;
-  HeadRecord* const record = &record_of(a.step, a.pool, request, head_index);
+  HeadRecord* const record = find_record(a.step, a.pool, request, head_index);
+  if (record == nullptr) return;
   const HeadRecord head = *record;
   const BlockRow row = row_of(a.step, request);
   const int32_t token_position = a.token_position[request];
   const int slots = a.pool.page_slots, d = a.pool.head_size;
 
-  const int32_t capacity = granted_pages(head, token_position + 1, slots) * slots;
-  const bool appends = head.rule == kAppend || head.length < capacity;
+  if (!is_sound(head)) return;
+  const int32_t num_slots = slots_to_store(head, token_position, slots);
+  if (num_slots == 0 || !has_room(head, num_slots, a.pool, row)) return;
+  const bool appends = num_slots > head.length;
   const int32_t slot = appends ? head.length : choose_slot(a, head, row, token_position);
   __syncthreads();  // all have read the record and the metadata that change now
 
-  const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
+  const StreamPage page = find_stream_page(a.pool, row, stream_page_of(head, slot / slots));
+  if (page.data == nullptr) return;
   const int64_t token = a.step.token_index[request];
   const Element* key = reinterpret_cast<const Element*>(a.key) + token * a.key_token_stride +
                        head_index * a.key_head_stride;

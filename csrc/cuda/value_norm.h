@@ -5,7 +5,7 @@
 // possible. Untested on hardware: everything.
 #pragma once
 
-#include "cuda/numbers.h"
+#include "cuda/found.h"
 
 namespace fastgen {
 
@@ -19,9 +19,13 @@ __global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs 
   for (int i = warp; i < kNormTokens; i += kNormThreads / kWarpSize) {
     const int token = blockIdx.y * kNormTokens + i;
     if (token >= a.num_tokens) return;
-    const T* page = reinterpret_cast<const T*>(
-        stock_page(a.pool, layer_head / a.pool.num_heads,
-                   a.block_row.blocks[token / a.pool.page_slots], layer_head % a.pool.num_heads));
+    float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + token;
+    const T* page = reinterpret_cast<const T*>(find_stock_page(
+        a.pool, layer_head / a.pool.num_heads, layer_head % a.pool.num_heads, a.block_row, token));
+    if (page == nullptr) {
+      if (lane == 0) *norm = NAN;
+      continue;
+    }
     const T* value = page + (token % a.pool.page_slots) * a.pool.slot_stride + d;
     float sum = 0.f;
     for (int first = lane * Vector<T>::kSize; first < d; first += kWarpSize * Vector<T>::kSize) {
@@ -33,7 +37,7 @@ __global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs 
     for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
       sum += __shfl_xor_sync(kWholeWarp, sum, distance);
     }
-    if (lane == 0) a.norm[static_cast<int64_t>(layer_head) * a.num_tokens + token] = sqrtf(sum);
+    if (lane == 0) *norm = sqrtf(sum);
   }
 }
 

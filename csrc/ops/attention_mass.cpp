@@ -15,6 +15,9 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   a.pooling = check.pooling(pool);
   require(first_position >= 0, "attention_mass: first_position must be at least 0, got ",
           first_position);
+  require(first_position < kMostSlots && query.size(0) < kMostSlots,
+          "attention_mass: a prompt must have less than ", kMostSlots, " tokens, got ",
+          query.size(0), " queries from ", first_position);
   const int64_t end = first_position + query.size(0);
   a.block_row = check.row("block_row", block_row, end, a.pool);
   const auto sums = [&](const char* name, const Tensor& tensor) {

@@ -68,11 +68,12 @@ def attention_mass(
     energy: Tensor,
 ) -> None:
     """See ``fastgen_vllm.ops.attention_mass``."""
-    num_heads = arena.shape[2]
+    num_heads, slots = arena.shape[2], arena.shape[3] // 2
     group = query.shape[1] // num_heads
     end = first_position + query.shape[0]
     for head in range(num_heads):
-        pages = [page_of(arena, layer, int(block), head)[0] for block in block_row]
+        blocks = block_row[: -(-end // slots)].tolist()
+        pages = [page_of(arena, layer, block, head)[0] for block in blocks]
         keys = torch.cat(pages, dim=1)[:, :end].float()
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             seen = first_position + i + 1
@@ -84,9 +85,10 @@ def attention_mass(
 def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
     """See ``fastgen_vllm.ops.value_norm``."""
     num_layers, num_heads, num_tokens = norm.shape
+    blocks = block_row[: -(-num_tokens // (arena.shape[3] // 2))].tolist()
     for layer in range(num_layers):
         for head in range(num_heads):
-            pages = [page_of(arena, layer, int(block), head)[1] for block in block_row]
+            pages = [page_of(arena, layer, block, head)[1] for block in blocks]
             norm[layer, head] = torch.cat(pages)[:num_tokens].float().norm(dim=-1)
 
 
@@ -128,7 +130,7 @@ def _granted_pages(record: Tensor, num_tokens: int, slots: int) -> int:
 
 def _victim(record: Tensor, position: Tensor, value: Tensor, token_position: int) -> int:
     """Slot of a head, all in use, that a token at ``token_position`` replaces."""
-    free = value != float("inf")
+    free = value < float("inf")
     outside = position <= token_position - int(record[HeadField.WINDOW])
     worth = torch.zeros_like(value)
     if bool((free & outside).any()):
@@ -157,26 +159,49 @@ def store(
     values: Tensor,
 ) -> None:
     """See ``fastgen_vllm.ops.store``."""
-    num_heads = arena.shape[2]
-    slots = arena.shape[3] // 2
     for r, (token, lane) in enumerate(zip(token_index, lanes, strict=True)):
-        for head in range(num_heads):
-            record = heads[lane, layer, head]
-            length = int(record[HeadField.LENGTH])
-            granted = _granted_pages(record, int(token_position[r]) + 1, slots)
-            if record[HeadField.RULE] == StoreRule.APPEND or length < granted * slots:
-                chosen = length
-                record[HeadField.LENGTH] += 1
-            else:
-                where = slots_of(arena, block_rows[r], record)
-                chosen = _victim(record, positions[where], values[where], int(token_position[r]))
-            block, page, slot = slot_of(arena, block_rows[r], record, chosen)
-            k, v = page_of(arena, page // num_heads, block, page % num_heads)
-            k[:, slot] = key[token, head]
-            v[slot] = value[token, head]
-            protected = bool(token_class[r] & record[HeadField.PROTECTS])
-            positions[block, page, slot] = token_position[r]
-            values[block, page, slot] = float("inf") if protected else 0.0
+        for head in range(arena.shape[2]):
+            store_in_head(
+                heads[lane, layer, head],
+                block_rows[r],
+                key[token, head],
+                value[token, head],
+                int(token_position[r]),
+                int(token_class[r]),
+                arena,
+                positions,
+                values,
+            )
+
+
+def store_in_head(
+    record: Tensor,
+    row: Tensor,
+    key: Tensor,
+    value: Tensor,
+    token_position: int,
+    token_class: int,
+    arena: Tensor,
+    positions: Tensor,
+    values: Tensor,
+) -> None:
+    """Store the ``key`` and ``value`` ``[D]`` of one token; ``record`` changes in place."""
+    num_heads, slots = arena.shape[2], arena.shape[3] // 2
+    length = int(record[HeadField.LENGTH])
+    granted = _granted_pages(record, token_position + 1, slots)
+    if record[HeadField.RULE] == StoreRule.APPEND or length < granted * slots:
+        chosen = length
+        record[HeadField.LENGTH] += 1
+    else:
+        where = slots_of(arena, row, record)
+        chosen = _victim(record, positions[where], values[where], token_position)
+    block, page, slot = slot_of(arena, row, record, chosen)
+    k, v = page_of(arena, page // num_heads, block, page % num_heads)
+    k[:, slot] = key
+    v[slot] = value
+    protected = token_class & int(record[HeadField.PROTECTS]) != 0
+    positions[block, page, slot] = token_position
+    values[block, page, slot] = float("inf") if protected else 0.0
 
 
 def decode_attention(
@@ -197,13 +222,32 @@ def decode_attention(
     group = query.shape[1] // num_heads
     for r, (token, lane) in enumerate(zip(token_index, lanes, strict=True)):
         for head in range(num_heads):
-            record = heads[lane, layer, head]
-            keys, vals = keys_and_values(arena, block_rows[r], record)
-            q_heads = slice(head * group, (head + 1) * group)
-            scores = query[token, q_heads].float() @ keys.float().T * scale
-            probability = scores.softmax(-1)
-            output[token, q_heads] = (probability @ vals.float()).to(output.dtype)
-            rule = StoreRule(int(record[HeadField.RULE]))
-            if rule.values_tokens:
-                gained = probability.square() if rule == StoreRule.BY_ENERGY else probability
-                values[slots_of(arena, block_rows[r], record)] += pooled(gained, pool)
+            of_head = slice(head * group, (head + 1) * group)
+            output[token, of_head] = attend_to_head(
+                heads[lane, layer, head],
+                block_rows[r],
+                query[token, of_head],
+                scale,
+                pool,
+                arena,
+                values,
+            )
+
+
+def attend_to_head(
+    record: Tensor,
+    row: Tensor,
+    query: Tensor,
+    scale: float,
+    pool: str,
+    arena: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Return ``[G, D]`` for a ``query`` like it; ``values`` change in place."""
+    keys, vals = keys_and_values(arena, row, record)
+    probability = (query.float() @ keys.float().T * scale).softmax(-1)
+    rule = StoreRule(int(record[HeadField.RULE]))
+    if rule.values_tokens:
+        gained = probability.square() if rule == StoreRule.BY_ENERGY else probability
+        values[slots_of(arena, row, record)] += pooled(gained, pool)
+    return (probability @ vals.float()).to(query.dtype)

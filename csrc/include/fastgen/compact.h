@@ -67,8 +67,8 @@ FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept
     save_first(n, to + column, moved);
   }
 #else
-  const bool run =
-      n == kColumns<Element> && kept[n - 1] - kept[0] == n - 1 && from[n - 1] - from[0] == n - 1;
+  bool run = n == kColumns<Element>;
+  for (int i = 1; i < n; ++i) run &= from[i] - from[0] == i && kept[i] - kept[0] == i;
   for (int row = 0; row < num_rows; ++row) {
     const int64_t column = static_cast<int64_t>(row) * stride;
     if (run) {

@@ -38,6 +38,34 @@ FASTGEN_ANYWHERE static inline bool values_tokens(int32_t rule) {
   return rule == kByValue || rule == kByEnergy;
 }
 
+// Slots of a head and tokens of a request, at most: sums of a few of them are still int32.
+constexpr int32_t kMostSlots = 1 << 30;
+
+// Whether a plan can make such a record. Of others nothing may be computed: a period may be zero,
+// sums may overflow.
+FASTGEN_ANYWHERE static inline bool is_sound(const HeadRecord& head) {
+  const int32_t all = head.first_page | head.num_pages | head.growth_page | head.growth_stride |
+                      head.growth_period | head.skip_period | head.skip_pages | head.room |
+                      head.length | head.rule | head.window | head.observed_from;
+  return all >= 0 && head.length < kMostSlots && head.rule <= kByEnergy &&
+         (head.skip_pages == 0 || head.skip_period > 0);
+}
+
+// Stream pages that a row must hold for the first `num_slots` slots of a sound head.
+FASTGEN_ANYWHERE static inline int64_t stream_needed(const HeadRecord& head, int32_t num_slots,
+                                                     int32_t page_slots) {
+  const int32_t pages = (num_slots + page_slots - 1) / page_slots;
+  const int32_t fixed = pages < head.num_pages ? pages : head.num_pages;
+  const int64_t fixed_end = fixed == 0 ? 0 : static_cast<int64_t>(head.first_page) + fixed;
+  if (pages <= head.num_pages) return fixed_end;
+  const int32_t last = pages - head.num_pages - 1;  // of those that it grew by
+  const int32_t skips = head.skip_pages == 0 ? 0 : last / head.skip_period;
+  const int64_t grown_end = static_cast<int64_t>(head.growth_page) + 1 +
+                            static_cast<int64_t>(last) * head.growth_stride +
+                            static_cast<int64_t>(skips) * head.skip_pages;
+  return fixed_end < grown_end ? grown_end : fixed_end;
+}
+
 // Stream page that holds the slots [i * S, (i + 1) * S) of the head.
 FASTGEN_ANYWHERE static inline int32_t stream_page_of(const HeadRecord& head, int32_t i) {
   const int32_t grown = i - head.num_pages;
@@ -46,13 +74,30 @@ FASTGEN_ANYWHERE static inline int32_t stream_page_of(const HeadRecord& head, in
   return head.skip_pages == 0 ? page : page + grown / head.skip_period * head.skip_pages;
 }
 
-// Pages that the head may use once the request has stored `num_tokens`: a request grows by a step
+// Slots that the head may use once the request has stored `num_tokens`: a request grows by a step
 // for every S tokens beyond its room.
-FASTGEN_ANYWHERE static inline int32_t granted_pages(const HeadRecord& head, int32_t num_tokens,
-                                                     int32_t slots) {
-  if (head.growth_period == 0 || num_tokens <= head.room) return head.num_pages;
-  const int32_t steps = (num_tokens - head.room + slots - 1) / slots;
-  return head.num_pages + steps / head.growth_period;
+FASTGEN_ANYWHERE static inline int64_t granted_slots(const HeadRecord& head, int32_t num_tokens,
+                                                     int32_t page_slots) {
+  int64_t pages = head.num_pages;
+  if (head.growth_period > 0 && num_tokens > head.room) {
+    pages += (num_tokens - head.room + page_slots - 1) / page_slots / head.growth_period;
+  }
+  return pages * page_slots;
+}
+
+// Whether a token at this position takes the head's next slot, or that of another token.
+FASTGEN_ANYWHERE static inline bool takes_next_slot(const HeadRecord& head, int32_t token_position,
+                                                    int32_t page_slots) {
+  return head.rule == kAppend || head.length < granted_slots(head, token_position + 1, page_slots);
+}
+
+// Slots of a sound head that must be there for a token at this position; 0: none can be stored.
+FASTGEN_ANYWHERE static inline int32_t slots_to_store(const HeadRecord& head,
+                                                      int32_t token_position, int32_t page_slots) {
+  if (token_position < 0 || token_position >= kMostSlots) return 0;
+  if (takes_next_slot(head, token_position, page_slots)) return head.length + 1;
+  // A head that replaces has never had more slots than it is granted.
+  return head.length == granted_slots(head, token_position + 1, page_slots) ? head.length : 0;
 }
 
 }  // namespace fastgen

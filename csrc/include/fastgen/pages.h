@@ -48,6 +48,15 @@ struct BlockRow {
   int num_blocks;
 };
 
+FASTGEN_ANYWHERE static inline bool is_block(const PagePool& pool, int32_t block) {
+  return 0 <= block && block < pool.num_blocks;
+}
+
+// Pages of the stream that a row holds.
+FASTGEN_ANYWHERE static inline int64_t stream_pages(const PagePool& pool, const BlockRow& row) {
+  return static_cast<int64_t>(row.num_blocks) * pool.num_layers * pool.num_heads;
+}
+
 // Lanes of a line of a page in pairs: tokens of K, columns of V.
 constexpr int kPairLanes = 16;
 

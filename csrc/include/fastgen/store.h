@@ -19,9 +19,9 @@ struct Eviction {
   int32_t observed_from;
 };
 
-// Slot of the least worth in the first pages of a head, or -1 if none may be freed.
-static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_pages,
-                           const BlockRow& row, const Eviction& e) {
+// Slot of the least worth of a head whose pages are full, or -1 if none may be freed.
+static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, const BlockRow& row,
+                           const Eviction& e) {
   const float kInfinity = __builtin_inff();
   const int slots = a.pool.page_slots;
   Floats least_worth = broadcast(kInfinity);
@@ -31,7 +31,7 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_p
   Ints lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
 
-  for (int page = 0; page < num_pages; ++page) {
+  for (int page = 0; page * slots < head.length; ++page) {
     const int64_t meta = stream_page(a.pool, row, stream_page_of(head, page)).meta_slot;
     for (int t = 0; t < slots; t += kLanes) {
       const Ints position = load(a.positions + meta + t);
@@ -60,18 +60,18 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, int num_p
 }
 
 // What has to give way: a slot outside the window, else any unprotected one, else the oldest.
-static int32_t choose_slot(const StoreArgs& a, const HeadRecord& head, int num_pages,
-                           const BlockRow& row, int32_t token_position) {
+static int32_t choose_slot(const StoreArgs& a, const HeadRecord& head, const BlockRow& row,
+                           int32_t token_position) {
   Eviction e = {token_position - head.window, true, values_tokens(head.rule), token_position,
                 head.observed_from};
-  int32_t slot = find_victim(a, head, num_pages, row, e);
+  int32_t slot = find_victim(a, head, row, e);
   if (slot >= 0) return slot;
   e.newest = INT32_MAX;
   e.by_value = false;
-  slot = find_victim(a, head, num_pages, row, e);
+  slot = find_victim(a, head, row, e);
   if (slot >= 0) return slot;
   e.spare_infinite = false;
-  return find_victim(a, head, num_pages, row, e);
+  return find_victim(a, head, row, e);
 }
 
 template <typename Element>
@@ -104,10 +104,9 @@ static void store(const StoreArgs& a, int request, int head_index) {
   const int32_t token_position = a.token_position[request];
   const int slots = a.pool.page_slots;
 
-  const int32_t num_pages = granted_pages(head, token_position + 1, slots);
-  const bool appends = head.rule == kAppend || head.length < num_pages * slots;
-  const int32_t slot =
-      appends ? head.length++ : choose_slot(a, head, num_pages, row, token_position);
+  const int32_t slot = takes_next_slot(head, token_position, slots)
+                           ? head.length++
+                           : choose_slot(a, head, row, token_position);
 
   const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
   const int64_t token = a.step.token_index[request];

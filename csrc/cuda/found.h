@@ -1,0 +1,45 @@
+// Looking into tensors of the device, which the host does not read, for what may not be there. One
+// rule for all kernels: a slot whose block is none of the pool's reads as NaN and takes no writes;
+// a head whose record is not sound, or whose slots its row has no room for, is left as it is; a
+// request whose lane or token does not exist, such as a lane of -1 that pads a step, is nobody's.
+#pragma once
+
+#include "cuda/numbers.h"
+
+namespace fastgen {
+
+// Sixteen bytes of NaN, whatever the elements.
+__device__ __forceinline__ int4 not_a_number() { return {-1, -1, -1, -1}; }
+
+// Page of a prompt's token, or null.
+__device__ __forceinline__ const char* find_stock_page(const PagePool& pool, int layer, int head,
+                                                       const BlockRow& row, int32_t token) {
+  const int index = token / pool.page_slots;
+  if (token < 0 || index >= row.num_blocks || !is_block(pool, row.blocks[index])) return nullptr;
+  return stock_page(pool, layer, row.blocks[index], head);
+}
+
+// As stream_page; its data is null where the block is none of the pool's.
+__device__ __forceinline__ StreamPage find_stream_page(const PagePool& pool, const BlockRow& row,
+                                                       int32_t page) {
+  const int pages_per_block = pool.num_layers * pool.num_heads;
+  if (!is_block(pool, row.blocks[page / pages_per_block])) return {nullptr, 0};
+  return stream_page(pool, row, page);
+}
+
+// The record of a request's head, or null where the request is nobody's.
+__device__ __forceinline__ HeadRecord* find_record(const StepRequests& step, const PagePool& pool,
+                                                   int request, int head) {
+  const int32_t lane = step.lanes[request];
+  const int64_t token = step.token_index[request];
+  if (lane < 0 || lane >= step.num_lanes || token < 0 || token >= step.num_tokens) return nullptr;
+  return &record_of(step, pool, request, head);
+}
+
+// Whether a row has room for the first `num_slots` slots of a sound head.
+__device__ __forceinline__ bool has_room(const HeadRecord& head, int32_t num_slots,
+                                         const PagePool& pool, const BlockRow& row) {
+  return stream_needed(head, num_slots, pool.page_slots) <= stream_pages(pool, row);
+}
+
+}  // namespace fastgen
