@@ -146,13 +146,13 @@ __device__ __forceinline__ void fetch_keys(const AttentionMassArgs& a, int head,
       *reinterpret_cast<Vector<T>*>(to) = {};
       continue;
     }
-    const T* page =
-        reinterpret_cast<const T*>(find_stock_page(a.pool, a.layer, head, a.block_row, token));
-    if (page == nullptr) {
+    const int32_t block = find_block(a.pool, a.block_row, token);
+    if (block < 0) {
       *reinterpret_cast<int4*>(to) = not_a_number();
-    } else {
-      copy_async<kVectorBytes>(to, page + token % slots * a.pool.slot_stride + element);
+      continue;
     }
+    const T* page = reinterpret_cast<const T*>(stock_page(a.pool, a.layer, block, head));
+    copy_async<kVectorBytes>(to, page + token % slots * a.pool.slot_stride + element);
   }
   commit_copies();
 }

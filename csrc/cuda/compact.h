@@ -21,9 +21,10 @@ constexpr int kLoadsAtOnce = 4;
 // The vector-th sixteen bytes of a token's K and V on its prompt's stock pages.
 __device__ __forceinline__ int4 read_stock(const PagePool& pool, const BlockRow& row, int layer,
                                            int head, int32_t token, int vector) {
-  const char* page = find_stock_page(pool, layer, head, row, token);
-  if (page == nullptr) return not_a_number();
-  const char* slot = page + (token % pool.page_slots) * pool.slot_stride * pool.element_size;
+  const int32_t block = find_block(pool, row, token);
+  if (block < 0) return not_a_number();
+  const char* slot = stock_page(pool, layer, block, head) +
+                     (token % pool.page_slots) * pool.slot_stride * pool.element_size;
   return reinterpret_cast<const int4*>(slot)[vector];
 }
 
@@ -41,8 +42,9 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a)
   const int vectors = 2 * a.pool.head_size * a.pool.element_size / kVectorBytes;  // of a slot
 
   for (int page = blockIdx.y; page * slots < count; page += gridDim.y) {
-    const StreamPage to = find_stream_page(a.pool, a.new_row, stream_page_of(record, page));
-    if (to.data == nullptr) continue;
+    const int32_t to_page = stream_page_of(record, page);
+    if (!has_page(a.pool, a.new_row, to_page)) continue;
+    const StreamPage to = stream_page(a.pool, a.new_row, to_page);
     const int64_t first = start + static_cast<int64_t>(page) * slots;
     const int in_page = min(slots, count - page * slots);
     for (int from = threadIdx.x; from < in_page * vectors; from += kLoadsAtOnce * kCompactThreads) {

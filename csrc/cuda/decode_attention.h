@@ -271,9 +271,11 @@ struct Tiles {
     const PagePool& pool = jobs.a.pool;
     if (tile * Shape::kTileSlots < num_slots) {
       const int page = tile * Shape::kTileSlots / pool.page_slots;  // a tile lies in one page
-      const StreamPage found = find_stream_page(pool, jobs.row(piece.job),
-                                                stream_page_of(head, piece.first_page + page));
-      const T* data = reinterpret_cast<const T*>(found.data);
+      const BlockRow blocks = jobs.row(piece.job);
+      const int32_t stream = stream_page_of(head, piece.first_page + page);
+      const bool is_there = has_page(pool, blocks, stream);
+      const T* data = reinterpret_cast<const T*>(is_there ? stream_page(pool, blocks, stream).data
+                                                          : pool.arena);
 #pragma unroll
       for (int step = 0; step < kTileSteps; ++step) {
         if (slot_of(tile, step) >= num_slots) continue;
@@ -281,7 +283,7 @@ struct Tiles {
 #pragma unroll
         for (int vector = 0; vector < Shape::kPerLane; ++vector) {
           if (!holds(vector)) continue;
-          if (data == nullptr) {
+          if (!is_there) {
             *reinterpret_cast<int4*>(place(stage, step, vector, 0)) = not_a_number();
             *reinterpret_cast<int4*>(place(stage, step, vector, 1)) = not_a_number();
             continue;
@@ -489,9 +491,9 @@ __global__ void __launch_bounds__(kDecodeThreads)
        first += gridDim.y * kFinishSlots) {
     const int last = min(first + kFinishSlots, head.length);
     for (int slot = first + threadIdx.x; slot < last; slot += kDecodeThreads) {
-      const StreamPage page =
-          find_stream_page(a.pool, jobs.row(job), stream_page_of(head, slot / slots));
-      if (page.data == nullptr) continue;
+      const int32_t stream = stream_page_of(head, slot / slots);
+      if (!has_page(a.pool, jobs.row(job), stream)) continue;
+      const StreamPage page = stream_page(a.pool, jobs.row(job), stream);
       const T* key = reinterpret_cast<const T*>(page.data) + slot % slots * a.pool.slot_stride;
       const int line_page = begin + slot / slots;
       const float* scores = scratch.scores + (static_cast<int64_t>(begin) * slots + slot) * group;

@@ -11,20 +11,18 @@ namespace fastgen {
 // Sixteen bytes of NaN, whatever the elements.
 __device__ __forceinline__ int4 not_a_number() { return {-1, -1, -1, -1}; }
 
-// Page of a prompt's token, or null.
-__device__ __forceinline__ const char* find_stock_page(const PagePool& pool, int layer, int head,
-                                                       const BlockRow& row, int32_t token) {
-  const int index = token / pool.page_slots;
-  if (token < 0 || index >= row.num_blocks || !is_block(pool, row.blocks[index])) return nullptr;
-  return stock_page(pool, layer, row.blocks[index], head);
+// Block of a prompt's token, or -1.
+__device__ __forceinline__ int32_t find_block(const PagePool& pool, const BlockRow& row,
+                                              int32_t token) {
+  const int32_t index = token / pool.page_slots;
+  if (token < 0 || index >= row.num_blocks) return -1;
+  const int32_t block = row.blocks[index];
+  return is_block(pool, block) ? block : -1;
 }
 
-// As stream_page; its data is null where the block is none of the pool's.
-__device__ __forceinline__ StreamPage find_stream_page(const PagePool& pool, const BlockRow& row,
-                                                       int32_t page) {
-  const int pages_per_block = pool.num_layers * pool.num_heads;
-  if (!is_block(pool, row.blocks[page / pages_per_block])) return {nullptr, 0};
-  return stream_page(pool, row, page);
+// Whether the page that `stream_page` gives is there; the row has room for it.
+__device__ __forceinline__ bool has_page(const PagePool& pool, const BlockRow& row, int32_t page) {
+  return is_block(pool, row.blocks[page / (pool.num_layers * pool.num_heads)]);
 }
 
 // The record of a request's head, or null where the request is nobody's.

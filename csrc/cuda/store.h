@@ -52,9 +52,9 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
   for (int way = 0; way < kWays; ++way) least[way] = {0.f, 0, -1};
 
   for (int32_t slot = threadIdx.x; slot < head.length; slot += kStoreThreads) {
-    const StreamPage page = find_stream_page(a.pool, row, stream_page_of(head, slot / slots));
-    if (page.data == nullptr) continue;
-    const int64_t meta = page.meta_slot + slot % slots;
+    const int32_t page = stream_page_of(head, slot / slots);
+    if (!has_page(a.pool, row, page)) continue;
+    const int64_t meta = stream_page(a.pool, row, page).meta_slot + slot % slots;
     const int32_t position = a.positions[meta];
     const float value = a.values[meta];
     const bool free = value < INFINITY;
@@ -84,11 +84,11 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
 
 // Element is an unsigned integer of the cache's element size: nothing here looks at the numbers.
 template <typename Element>
-__global__ void __launch_bounds__(kStoreThreads) store_kernel(StoreArgs a) {
+__global__ void __launch_bounds__(kStoreThreads, 12) store_kernel(StoreArgs a) {
   const int head_index = blockIdx.x, request = blockIdx.y;
   HeadRecord* const record = find_record(a.step, a.pool, request, head_index);
   if (record == nullptr) return;
-  const HeadRecord head = *record;
+  const HeadRecord& head = *record;
   const BlockRow row = row_of(a.step, request);
   const int32_t token_position = a.token_position[request];
   const int slots = a.pool.page_slots, d = a.pool.head_size;
@@ -100,8 +100,9 @@ __global__ void __launch_bounds__(kStoreThreads) store_kernel(StoreArgs a) {
   const int32_t slot = appends ? head.length : choose_slot(a, head, row, token_position);
   __syncthreads();  // all have read the record and the metadata that change now
 
-  const StreamPage page = find_stream_page(a.pool, row, stream_page_of(head, slot / slots));
-  if (page.data == nullptr) return;
+  const int32_t stream = stream_page_of(head, slot / slots);
+  if (!has_page(a.pool, row, stream)) return;
+  const StreamPage page = stream_page(a.pool, row, stream);
   const int64_t token = a.step.token_index[request];
   const Element* key = reinterpret_cast<const Element*>(a.key) + token * a.key_token_stride +
                        head_index * a.key_head_stride;

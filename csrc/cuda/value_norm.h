@@ -20,12 +20,13 @@ __global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs 
     const int token = blockIdx.y * kNormTokens + i;
     if (token >= a.num_tokens) return;
     float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + token;
-    const T* page = reinterpret_cast<const T*>(find_stock_page(
-        a.pool, layer_head / a.pool.num_heads, layer_head % a.pool.num_heads, a.block_row, token));
-    if (page == nullptr) {
+    const int32_t block = find_block(a.pool, a.block_row, token);
+    if (block < 0) {
       if (lane == 0) *norm = NAN;
       continue;
     }
+    const T* page = reinterpret_cast<const T*>(
+        stock_page(a.pool, layer_head / a.pool.num_heads, block, layer_head % a.pool.num_heads));
     const T* value = page + (token % a.pool.page_slots) * a.pool.slot_stride + d;
     float sum = 0.f;
     for (int first = lane * Vector<T>::kSize; first < d; first += kWarpSize * Vector<T>::kSize) {

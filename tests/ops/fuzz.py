@@ -1,26 +1,28 @@
 """Random calls of the ops, good and bad: each must end in the right result or in a clear error.
 
-`python -m tests.ops.fuzz --cases 1000 --seed 7` makes calls of the CPU's ops. With `--extension` it
-takes them from another build: one with sanitizers, in which a wild read ends the process. Before
-every call its number is written, and `--only NUMBER` repeats it.
+`python -m tests.ops.fuzz --cases 1000 --seed 7` makes calls of the CPU's ops; test_fuzz.py has them
+made by a build with sanitizers, in which a wild read ends the process. Before every call its number
+is written, and `--only NUMBER` repeats it.
 
 What is expected is worked out head by head, from what a head record means and page by page.
 """
 
 import argparse
-import importlib.util
 import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgen_vllm import ops
 from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.ops import reference
+from fastgen_vllm.ops.layout import from_pairs, to_pairs
 from tests.ops.cases import HeadPlan, make_records
 
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
@@ -229,7 +231,9 @@ CONTENTS = {
 def spoil(case: Case, rng: random.Random) -> None:
     """Put a number into the case that nobody expects there, or cut a row of blocks short."""
     names = sorted(CONTENTS & case.arguments.keys())
-    name = rng.choices(names, [6 if name == "heads" else 2 if "row" in name else 1 for name in names])[0]
+    name = rng.choices(
+        names, [6 if name == "heads" else 2 if "row" in name else 1 for name in names]
+    )[0]
     tensor: Tensor = case.arguments[name]
     if name in ("block_rows", "new_row", "old_row", "block_row") and rng.random() < 0.4:
         left = rng.randrange(tensor.shape[-1] + 1)
@@ -302,7 +306,9 @@ class Head:
     pages: list[int] | None  # None: the record is wrong, or its row is too short
 
     @classmethod
-    def of(cls, case: Case, record: Tensor, row: Tensor, slots: Callable[[list[int]], int]) -> "Head":
+    def of(
+        cls, case: Case, record: Tensor, row: Tensor, slots: Callable[[list[int]], int]
+    ) -> "Head":
         fields = record.tolist()
         L, _, H = case.arena.shape[:3]
         S = case.arena.shape[3] // 2
@@ -323,6 +329,12 @@ class Head:
             return []
         return self.row[: max(self.pages) // per_block + 1].tolist()
 
+    def is_there(self, per_block: int, num_blocks: int) -> bool:
+        """Whether every page that is used lies in the pool."""
+        return self.pages is not None and all(
+            0 <= block < num_blocks for block, _ in self.places(per_block)
+        )
+
     def places(self, per_block: int) -> list[tuple[int, int]]:
         """Block and page of what is used."""
         return [(int(self.row[p // per_block]), p % per_block) for p in self.pages or ()]
@@ -334,9 +346,10 @@ class Expected:
     def __init__(self, case: Case) -> None:
         self.case = case
         a, S = case.arguments, case.arena.shape[3] // 2
-        L, self.B, H = case.arena.shape[:3]
+        L, self.num_blocks, H = case.arena.shape[:3]
         self.per_block = L * H
-        self.heads: list[Head] = []
+        self.heads: list[Head] = []  # of requests that are somebody's, request by request
+        self.tokens: list[int] = []  # of those requests
         self.is_legal = True
         self.is_defined = True  # nothing is written twice, or read by one and written by another
         if case.op in ("store", "decode_attention"):
@@ -352,7 +365,7 @@ class Expected:
             self.is_defined &= len(set(used)) == len(used)
 
     def _in_pool(self, blocks: list[int], pool: int | None = None) -> bool:
-        return all(0 <= block < (self.B if pool is None else pool) for block in blocks)
+        return all(0 <= block < (self.num_blocks if pool is None else pool) for block in blocks)
 
     def _step(self, a: Values, S: int) -> None:
         lanes, tokens = a["lanes"].tolist(), a["token_index"].tolist()
@@ -366,6 +379,7 @@ class Expected:
         for r in range(len(lanes)):
             if not exist[r]:
                 continue
+            self.tokens.append(tokens[r])
             for head in range(self.case.arena.shape[2]):
 
                 def slots(record: list[int], r: int = r) -> int:
@@ -380,7 +394,7 @@ class Expected:
         start, kept = a["kept_start"].tolist(), a["kept"].tolist()
         records = a["heads"].view(-1, len(HeadField))
         lengths = records[:, HeadField.LENGTH].tolist()
-        ends = [to - begin for begin, to in zip(start, start[1:], strict=False)]
+        ends = [to - begin for begin, to in pairwise(start)]
         old, new = a["old_row"].tolist(), a["new_row"].tolist()
         self.is_legal = (
             start[0] == 0
@@ -392,7 +406,9 @@ class Expected:
         if a["source"] is a["arena"]:
             self.is_defined = not set(old) & set(new)
         for record in records:
-            self.heads.append(Head.of(self.case, record, a["new_row"], lambda r: r[HeadField.LENGTH]))
+            self.heads.append(
+                Head.of(self.case, record, a["new_row"], lambda r: r[HeadField.LENGTH])
+            )
 
     def _prompt(self, a: Values, S: int) -> None:
         norm = self.case.op == "value_norm"
@@ -427,10 +443,8 @@ def assert_same(actual: Case, expected: Case) -> None:
             )
 
 
-def check_on_cpu(case: Case, ops: Any, reference: Any, pairs: bool) -> None:
+def check_on_cpu(case: Case, pairs: bool) -> None:
     """Call an op of the CPU; a case that is not legal must be refused, with nothing written."""
-    from fastgen_vllm.ops.layout import from_pairs, to_pairs
-
     expected = Expected(case)
     before, actual = case.clone(), case.clone()
     pairs = pairs and case.arena.dtype == torch.bfloat16
@@ -465,16 +479,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", type=int, help="make this one case, and show it")
-    parser.add_argument("--extension", type=Path, help="the file _C.abi3.so of another build")
     options = parser.parse_args()
-    if options.extension:
-        name = "fastgen_vllm._C"
-        spec = importlib.util.spec_from_file_location(name, options.extension)
-        assert spec is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-    from fastgen_vllm import ops
-    from fastgen_vllm.ops import reference
-
     torch.set_num_threads(2)
     numbers = range(options.seed, options.seed + options.cases)
     if options.only is not None:
@@ -486,7 +491,7 @@ def main() -> int:
         if options.only is not None:
             print(case, file=sys.stderr)
         set_isa(random.Random(number))
-        check_on_cpu(case, ops, reference, pairs=number % 2 == 0)
+        check_on_cpu(case, pairs=number % 2 == 0)
         legal += Expected(case).is_legal
     print(f"{len(numbers)} cases, {legal} legal")
     return 0
