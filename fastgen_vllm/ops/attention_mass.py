@@ -1,9 +1,11 @@
 """The attention that a prompt's last queries pay to each of its tokens."""
 
-import torch
 from torch import Tensor
 
+from fastgen_vllm.ops.compiled import compiled
 
+
+@compiled
 def attention_mass(
     query: Tensor,
     arena: Tensor,
@@ -42,8 +44,6 @@ def attention_mass(
         energy: as ``mass``.
 
     Raises:
-        ValueError: an argument has another shape, dtype, layout or range than stated.
+        ValueError: an argument has another shape, dtype, layout or range than stated. On the CPU
+            also where a block is none of the arena's.
     """
-    torch.ops.fastgen.attention_mass(
-        query, arena, layer, block_row, first_position, scale, pool, mass, energy
-    )

@@ -1,9 +1,11 @@
 """Copying a request's kept tokens from its prompt's blocks into fresh ones."""
 
-import torch
 from torch import Tensor
 
+from fastgen_vllm.ops.compiled import compiled
 
+
+@compiled
 def compact(
     source: Tensor,
     old_row: Tensor,
@@ -37,18 +39,7 @@ def compact(
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
 
     Raises:
-        ValueError: an argument has another shape, dtype or layout than stated, or ``kept_start``
-            disagrees with ``kept`` or with a ``LENGTH``.
+        ValueError: an argument has another shape, dtype or layout than stated. On the CPU also
+            where ``kept_start`` disagrees with ``kept`` or with a ``LENGTH``, where a token is not
+            of the prompt, and where a head record, a block or its row's length cannot be.
     """
-    torch.ops.fastgen.compact(
-        source,
-        old_row,
-        arena,
-        new_row,
-        kept,
-        kept_start,
-        kept_value,
-        heads,
-        positions,
-        values,
-    )

@@ -1,9 +1,11 @@
 """Attention of one query per request over the ragged pages of its heads."""
 
-import torch
 from torch import Tensor
 
+from fastgen_vllm.ops.compiled import compiled
 
+
+@compiled
 def decode_attention(
     query: Tensor,
     token_index: Tensor,
@@ -41,19 +43,7 @@ def decode_attention(
             ``token_index`` are overwritten, others are left alone.
 
     Raises:
-        ValueError: an argument has another shape, dtype, layout or range than stated, or a head
-            is empty.
+        ValueError: an argument has another shape, dtype, layout or range than stated. On the CPU
+            also where a token, a lane, a head record, a block or its row's length cannot be, or a
+            head is empty; on CUDA the output of such a head is NaN.
     """
-    torch.ops.fastgen.decode_attention(
-        query,
-        token_index,
-        lanes,
-        block_rows,
-        layer,
-        scale,
-        pool,
-        arena,
-        heads,
-        values,
-        output,
-    )

@@ -1,9 +1,11 @@
 """Storing a new token in every head of compacted requests."""
 
-import torch
 from torch import Tensor
 
+from fastgen_vllm.ops.compiled import compiled
 
+
+@compiled
 def store(
     key: Tensor,
     value: Tensor,
@@ -25,10 +27,10 @@ def store(
     ``GROWTH_PERIOD * S`` of the ``token_position + 1 - ROOM`` last tokens, whose number is rounded
     up to whole ``S``. Any other head replaces a token:
 
-    - among slots at ``position <= token_position - WINDOW`` whose value is not ``+inf``: under
+    - among slots at ``position <= token_position - WINDOW`` whose value is below ``+inf``: under
       ``BY_VALUE`` and ``BY_ENERGY`` the least value per query, ``value / max(1, token_position -
       max(position, OBSERVED_FROM))``, of equals the older; under ``BY_AGE`` the oldest;
-    - if there are none, the oldest whose value is not ``+inf``; if there are none, the oldest.
+    - if there are none, the oldest whose value is below ``+inf``; if there are none, the oldest.
 
     The slot's new value is ``+inf`` if ``token_class & PROTECTS``, else 0.
 
@@ -49,19 +51,6 @@ def store(
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
 
     Raises:
-        ValueError: an argument has another shape, dtype, layout or range than stated.
+        ValueError: an argument has another shape, dtype, layout or range than stated. On the CPU
+            also where a token, a lane, a head record, a block or its row's length cannot be.
     """
-    torch.ops.fastgen.store(
-        key,
-        value,
-        token_index,
-        lanes,
-        block_rows,
-        token_position,
-        token_class,
-        layer,
-        arena,
-        heads,
-        positions,
-        values,
-    )

@@ -1,9 +1,11 @@
 """Norms of the value vectors of a prompt."""
 
-import torch
 from torch import Tensor
 
+from fastgen_vllm.ops.compiled import compiled
 
+
+@compiled
 def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
     """Write the Euclidean norm of every prompt token's value vector, all layers and heads.
 
@@ -15,6 +17,6 @@ def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
         norm: float32 ``[L, H, N]``, contiguous. Overwritten.
 
     Raises:
-        ValueError: an argument has another shape, dtype or layout than stated.
+        ValueError: an argument has another shape, dtype or layout than stated. On the CPU
+            also where a block is none of the arena's.
     """
-    torch.ops.fastgen.value_norm(arena, block_row, norm)

@@ -238,7 +238,7 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(ValueError, match=r"values must have shape \[.*\], got \[1, 4, 32\]"):
         step.run(values=torch.zeros(1, 4, 32))
     step.heads[step.lanes[0], LAYER, 1, HeadField.LENGTH] = 0
-    with pytest.raises(ValueError, match="LENGTH of at least 1, head 1 of lane"):
+    with pytest.raises(ValueError, match=r"LENGTH of at least 1, heads\[\d, 1, 1\] has 0"):
         step.run()
     step.lanes = step.lanes.long()
     with pytest.raises(ValueError, match="lanes must be int32, got int64"):

@@ -1,0 +1,26 @@
+"""Who has an op's signature has it as its schema says; the schemas are in csrc/ops."""
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+
+from fastgen_vllm import ops
+from fastgen_vllm.integration.folded import FoldedDecode
+from fastgen_vllm.ops import reference
+from tests.cuda.emulated import CALLS, EmulatedOps
+
+
+def parameters(function: Callable[..., None]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_references_and_emulated_ops(op: str) -> None:
+    schema = parameters(getattr(ops, op))  # importing them compares them with the schemas
+    assert parameters(getattr(reference, op)) == schema
+    assert parameters(getattr(EmulatedOps, op)) == schema
+
+
+def test_other_decode_kernels() -> None:
+    assert parameters(FoldedDecode.__call__) == parameters(ops.decode_attention)
