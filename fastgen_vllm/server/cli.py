@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,25 +137,19 @@ def _check_compiled_code(vllm_config: Any) -> None:
     from vllm import envs
     from vllm.config import CompilationMode
 
-    from fastgen_vllm.integration.options import COMPILED_VARIABLE
-
     compilation = vllm_config.compilation_config
-    if compilation.mode == CompilationMode.NONE:
-        return
-    folders = []
-    if own := os.environ.get(COMPILED_VARIABLE):  # PyTorch's
-        folders.append(own)
-    if compilation.mode == CompilationMode.VLLM_COMPILE or envs.VLLM_USE_AOT_COMPILE:
-        folders.append(compilation.cache_dir or f"{envs.VLLM_CACHE_ROOT}/torch_compile_cache")
-    for folder in folders:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
-        except OSError as error:
-            raise OSError(
-                f"vLLM keeps compiled code in {folder}: {error.strerror}. Set VLLM_CACHE_ROOT or "
-                "XDG_CACHE_HOME to a folder that can be written, or give --enforce-eager."
-            ) from error
+    ahead = compilation.mode != CompilationMode.NONE and envs.VLLM_USE_AOT_COMPILE
+    if not ahead and compilation.mode != CompilationMode.VLLM_COMPILE:
+        return  # nothing is kept there
+    folder = Path(compilation.cache_dir or Path(envs.VLLM_CACHE_ROOT, "torch_compile_cache"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"vLLM keeps compiled code in {folder}: {error.strerror}. Set VLLM_CACHE_ROOT or "
+            "XDG_CACHE_HOME to a folder that can be written, or give --enforce-eager."
+        ) from error
 
 
 def _serve(args: argparse.Namespace) -> int:
