@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
@@ -70,8 +72,13 @@ def keep_compiled() -> None:
         return
     os.environ.setdefault(COMPILER_VARIABLE, "0")
     # Importing vLLM has set PyTorch's own default, so that it looks like a choice.
-    if os.environ.get(COMPILED_VARIABLE) in (None, default_cache_dir()):
-        os.environ[COMPILED_VARIABLE] = f"{envs.VLLM_CACHE_ROOT}/torch_compile_cache/inductor"
+    if os.environ.get(COMPILED_VARIABLE) not in (None, default_cache_dir()):
+        return
+    folder = Path(envs.VLLM_CACHE_ROOT, "torch_compile_cache", "inductor")
+    with suppress(OSError):  # then it is compiled anew when the temporary directory is
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ[COMPILED_VARIABLE] = str(folder)
 
 
 def config_of(vllm_config: VllmConfig) -> FastGenConfig:

@@ -289,6 +289,18 @@ def test_later_starts_find_what_the_first_compiled(
     assert os.environ[COMPILED_VARIABLE] == f"{tmp_path}/torch_compile_cache/inductor"
 
 
+def test_a_cache_that_cannot_be_written_is_no_place(
+    compiler: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PyTorch makes the folder when it is imported, in every process."""
+    file = tmp_path / "file"
+    file.touch()
+    compiler.setenv("VLLM_CACHE_ROOT", str(file))
+    compiler.setenv(COMPILED_VARIABLE, default_cache_dir())
+    keep_compiled()
+    assert os.environ[COMPILED_VARIABLE] == default_cache_dir()
+
+
 def test_offline_too_unless_off(compiler: pytest.MonkeyPatch) -> None:
     fastgen_vllm.llm_options("off")
     assert COMPILER_VARIABLE not in os.environ and COMPILED_VARIABLE not in os.environ
