@@ -109,7 +109,8 @@ def _time_others(device: torch.device, shape: kernels.Shape, read: float) -> Ite
     copied = kernels.compact_arguments(shape, DTYPE, kept, random)
     lengths = torch.full((shape.requests, shape.heads), shape.tokens)
     made = kernels.make_decode(shape, DTYPE, lengths, StoreRule.BY_VALUE, random)
-    made.heads[..., HeadField.GROWTH_PERIOD] = 0  # full heads, of which a token is replaced
+    # Full heads, of which a token is replaced: the last page that they are granted is their last.
+    made.heads[..., HeadField.ROOM] = kernels.SLOTS + 1
     new = torch.randn(2, shape.requests, shape.heads, shape.head_size, generator=random).to(DTYPE)
     requests = torch.arange(shape.requests)
     stored = (
