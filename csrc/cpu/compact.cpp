@@ -19,7 +19,8 @@ void compact(const CompactArgs& a) {
     require(0 <= a.kept[i] && a.kept[i] < num_tokens, "compact: kept must have tokens in [0, ",
             num_tokens, "), got ", a.kept[i]);
   }
-  contents.blocks("old_row", a.old_row, a.old_row.num_blocks, a.source);
+  contents.blocks("old_row", a.old_row, a.old_row.num_blocks,
+                  a.pool.num_blocks + a.saved.num_blocks);
 
   struct Item {
     int layer_head;

@@ -22,19 +22,18 @@ std::ostream& operator<<(std::ostream& out, const Place& place) {
   return out << place.layer << ", " << place.head << "]";
 }
 
-void Contents::blocks(const char* name, const BlockRow& row, int64_t used,
-                      const PagePool& pool) const {
+void Contents::blocks(const char* name, const BlockRow& row, int64_t used, int num_blocks) const {
   bool all = true;
-  for (int64_t i = 0; i < used; ++i) all &= is_block(pool, row.blocks[i]);
+  for (int64_t i = 0; i < used; ++i) all &= is_block(row.blocks[i], num_blocks);
   if (all) return;
   int64_t i = 0;
-  while (is_block(pool, row.blocks[i])) ++i;
-  refuse(op_, ": ", name, " must have blocks in [0, ", pool.num_blocks, "), got ", row.blocks[i],
+  while (is_block(row.blocks[i], num_blocks)) ++i;
+  refuse(op_, ": ", name, " must have blocks in [0, ", num_blocks, "), got ", row.blocks[i],
          " as number ", i);
 }
 
 void Contents::prompt(const char* name, const BlockRow& row, int64_t num_tokens) const {
-  blocks(name, row, (num_tokens + pool_.page_slots - 1) / pool_.page_slots, pool_);
+  blocks(name, row, (num_tokens + pool_.page_slots - 1) / pool_.page_slots, pool_.num_blocks);
 }
 
 void Contents::record(const HeadRecord& head, const Place& place) const {
@@ -56,7 +55,7 @@ int64_t Contents::slots(const HeadRecord& head, const Place& place, int32_t num_
 
 void Contents::stream(const char* name, const BlockRow& row, int64_t num_pages) const {
   const int64_t per_block = static_cast<int64_t>(pool_.num_layers) * pool_.num_heads;
-  blocks(name, row, (num_pages + per_block - 1) / per_block, pool_);
+  blocks(name, row, (num_pages + per_block - 1) / per_block, pool_.num_blocks);
 }
 
 void Contents::requests(const StepRequests& step) const {

@@ -23,8 +23,8 @@ class Contents {
  public:
   Contents(const char* op, const PagePool& pool) : op_(op), pool_(pool) {}
 
-  // The first `used` blocks of a row are blocks of a pool.
-  void blocks(const char* name, const BlockRow& row, int64_t used, const PagePool& pool) const;
+  // The first `used` blocks of a row are among `num_blocks`.
+  void blocks(const char* name, const BlockRow& row, int64_t used, int num_blocks) const;
 
   // Those of a prompt's first tokens are.
   void prompt(const char* name, const BlockRow& row, int64_t num_tokens) const;

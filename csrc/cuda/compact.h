@@ -18,14 +18,21 @@ constexpr int kCompactThreads = 128;
 constexpr int kCompactPages = 64;
 constexpr int kLoadsAtOnce = 4;
 
+// A slot's K and V on a stock page.
+__device__ __forceinline__ const char* stock_slot(const PagePool& pool, int layer, int32_t block,
+                                                  int head, int32_t slot) {
+  return stock_page(pool, layer, block, head) + slot * pool.slot_stride * pool.element_size;
+}
+
 // The vector-th sixteen bytes of a token's K and V on its prompt's stock pages.
-__device__ __forceinline__ int4 read_stock(const PagePool& pool, const BlockRow& row, int layer,
-                                           int head, int32_t token, int vector) {
-  const int32_t block = find_block(pool, row, token);
-  if (block < 0) return not_a_number();
-  const char* slot = stock_page(pool, layer, block, head) +
-                     (token % pool.page_slots) * pool.slot_stride * pool.element_size;
-  return reinterpret_cast<const int4*>(slot)[vector];
+__device__ __forceinline__ int4 read_stock(const CompactArgs& a, int layer, int head, int32_t token,
+                                           int vector) {
+  const int32_t entry = find_entry(a.pool, a.old_row, token);
+  if (!is_block(entry, a.pool.num_blocks + a.saved.num_blocks)) return not_a_number();
+  const int32_t saved = entry - a.pool.num_blocks, slot = token % a.pool.page_slots;
+  const char* from = saved < 0 ? stock_slot(a.pool, layer, entry, head, slot)
+                               : stock_slot(a.saved, layer, saved, head, slot);
+  return reinterpret_cast<const int4*>(from)[vector];
 }
 
 __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a) {
@@ -54,7 +61,7 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a)
         const int vector = from + i * kCompactThreads;
         if (vector < in_page * vectors) {
           const int32_t token = a.kept[first + vector / vectors];
-          held[i] = read_stock(a.source, a.old_row, layer, head, token, vector % vectors);
+          held[i] = read_stock(a, layer, head, token, vector % vectors);
         }
       }
 #pragma unroll

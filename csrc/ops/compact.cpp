@@ -3,20 +3,19 @@
 namespace fastgen {
 namespace {
 
-void compact(const Tensor& source, const Tensor& old_row, const Tensor& arena,
-             const Tensor& new_row, const Tensor& kept, const Tensor& kept_start,
-             const Tensor& kept_value, const Tensor& heads, const Tensor& positions,
-             const Tensor& values) {
+void compact(const Tensor& arena, const Tensor& old_row, const Tensor& saved, const Tensor& new_row,
+             const Tensor& kept, const Tensor& kept_start, const Tensor& kept_value,
+             const Tensor& heads, const Tensor& positions, const Tensor& values) {
   const Checks check("compact", arena);
   CompactArgs a = {};
   a.pool = check.arena();
-  a.source = check.arena("source", source);
-  require(source.scalar_type() == arena.scalar_type() && source.dim() == arena.dim() &&
-              source.size(0) == arena.size(0) && source.size(2) == arena.size(2) &&
-              source.size(3) == arena.size(3) && source.size(4) == arena.size(4),
-          "compact: source must have the dtype and shape of arena, except for its blocks");
+  a.saved = check.arena("saved", saved);
+  require(saved.scalar_type() == arena.scalar_type() && saved.dim() == arena.dim() &&
+              saved.size(0) == arena.size(0) && saved.size(2) == arena.size(2) &&
+              saved.size(3) == arena.size(3) && saved.size(4) == arena.size(4),
+          "compact: saved must have the dtype and shape of arena, except for its blocks");
   const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
-  a.old_row = check.row("old_row", old_row, 0, a.source);
+  a.old_row = check.row("old_row", old_row, 0, a.pool);
   a.new_row = check.row("new_row", new_row, 0, a.pool);
   check.contiguous("kept", kept, ScalarType::Int, {kAny});
   check.contiguous("kept_start", kept_start, ScalarType::Long, {layer_heads + 1});
@@ -37,7 +36,7 @@ void compact(const Tensor& source, const Tensor& old_row, const Tensor& arena,
 }
 
 FASTGEN_OP(compact,
-           "(Tensor source, Tensor old_row, Tensor(a!) arena, Tensor new_row, Tensor kept, "
+           "(Tensor(a!) arena, Tensor old_row, Tensor saved, Tensor new_row, Tensor kept, "
            "Tensor kept_start, Tensor kept_value, Tensor heads, Tensor(b!) positions, "
            "Tensor(c!) values)")
 

@@ -366,7 +366,7 @@ def compact_arguments(
     return (
         arena,
         row[:prompt],
-        arena,
+        arena[:, :0],
         row[prompt:],
         tokens.sort(-1).values.flatten().int(),
         torch.arange(num_heads + 1) * kept,

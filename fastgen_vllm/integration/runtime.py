@@ -129,15 +129,11 @@ class FastGenRuntime:
         request.later_class.clear()
         request.lane = self._free_lanes.pop()
         self._heads[request.lane] = copy.records
-        source, old_row = self._arena, self._to_device(order.old_row, torch.int32)
-        if set(order.old_row) & set(order.new_row):
-            # The pool was so full that old blocks were handed out again: read from a copy.
-            source = source.index_select(1, old_row)
-            old_row = torch.arange(len(old_row), dtype=torch.int32, device=self._device)
+        saved, old_row = self._save(order)
         ops.compact(
-            source,
-            old_row,
             self._arena,
+            old_row,
+            saved,
             self._to_device(order.new_row, torch.int32),
             copy.kept,
             copy.kept_start,
@@ -147,6 +143,19 @@ class FastGenRuntime:
             self._values,
         )
         self._report.compaction_seconds += time.perf_counter() - start
+
+    def _save(self, order: CompactionOrder) -> tuple[Tensor, Tensor]:
+        """Copy old blocks that are new ones too; the old row then names the copies.
+
+        There are none unless the pool was so full that old blocks were handed out again.
+        """
+        both = sorted(set(order.old_row) & set(order.new_row))
+        saved = self._arena[:, :0]
+        if both:
+            saved = self._arena.index_select(1, self._to_device(both, torch.int32))
+        copy_of = {block: self._geometry.num_blocks + i for i, block in enumerate(both)}
+        old_row = [copy_of.get(block, block) for block in order.old_row]
+        return saved, self._to_device(old_row, torch.int32)
 
     def planned(self, request_id: str) -> PlanReport | None:
         """What was planned for a request's prompt, until the request ends or is not compacted."""

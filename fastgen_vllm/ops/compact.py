@@ -7,9 +7,9 @@ from fastgen_vllm.ops.compiled import compiled
 
 @compiled
 def compact(
-    source: Tensor,
-    old_row: Tensor,
     arena: Tensor,
+    old_row: Tensor,
+    saved: Tensor,
     new_row: Tensor,
     kept: Tensor,
     kept_start: Tensor,
@@ -21,16 +21,17 @@ def compact(
     """Move the kept tokens of one request, all layers, from stock pages to its page stream.
 
     Token ``kept[kept_start[l*H+h] + i]`` of head ``(l, h)`` becomes slot ``i`` of that head; its
-    position and starting value become that slot's metadata. ``source`` is only read.
+    position and starting value become that slot's metadata.
 
     Args:
-        source: ``[L, B', H, 2*S, D]``, the cache that holds the stock pages: ``arena`` itself
-            if no block is in both rows, else a copy of the old blocks.
-        old_row: int32 ``[ceil(N / S)]``, the stock blocks in order, as numbered in ``source``.
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
             dimensions contiguous, ``S`` and ``D`` multiples of 32. On the CPU it may be bfloat16 in
             pairs, ``[L, B, H, 2*S, D/2, 2]`` (``fastgen_vllm.ops.layout``). Changed in place.
-        new_row: int32, the blocks of the page stream in order.
+        old_row: int32 ``[ceil(N / S)]``, the stock blocks in order: ``b < B`` is ``arena[:, b]``,
+            ``B + i`` is ``saved[:, i]``.
+        saved: ``[L, C, H, 2*S, D]``, copies of the blocks that are in both rows, dtype and order
+            like ``arena``; ``C`` is mostly 0. Only read.
+        new_row: int32, the blocks of the page stream in order; none of them is in ``old_row``.
         kept: int32 ``[K]`` token positions, head after head in ``(l, h)`` order.
         kept_start: int64 ``[L*H + 1]``, half-open bounds of each head in ``kept``.
         kept_value: float32 ``[K]`` accumulated attention mass; ``+inf`` marks a protected token.

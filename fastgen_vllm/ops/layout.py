@@ -44,7 +44,7 @@ def to_pairs(arena: Tensor) -> Tensor:
     S = rows // 2
     key = arena[..., :S, :].reshape(L, B, H, D // 2, 2, S // PAIR_LANES, PAIR_LANES)
     value = arena[..., S:, :].reshape(L, B, H, S // 2, 2, D // PAIR_LANES, PAIR_LANES)
-    halves = [half.permute(0, 1, 2, 5, 3, 6, 4).reshape(L, B, H, S, -1) for half in (key, value)]
+    halves = [half.permute(0, 1, 2, 5, 3, 6, 4).reshape(L, B, H, S, D) for half in (key, value)]
     return torch.cat(halves, dim=3).view(L, B, H, rows, D // 2, 2)
 
 

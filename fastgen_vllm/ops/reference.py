@@ -93,9 +93,9 @@ def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
 
 
 def compact(
-    source: Tensor,
-    old_row: Tensor,
     arena: Tensor,
+    old_row: Tensor,
+    saved: Tensor,
     new_row: Tensor,
     kept: Tensor,
     kept_start: Tensor,
@@ -105,14 +105,18 @@ def compact(
     values: Tensor,
 ) -> None:
     """See ``fastgen_vllm.ops.compact``."""
-    num_heads = arena.shape[2]
+    num_blocks, num_heads = arena.shape[1:3]
     slots = arena.shape[3] // 2
     for index, record in enumerate(heads.view(-1, heads.shape[-1])):
         layer, head = divmod(index, num_heads)
         first = int(kept_start[index])
         for i in range(int(record[HeadField.LENGTH])):
             token = int(kept[first + i])
-            old_k, old_v = page_of(source, layer, int(old_row[token // slots]), head)
+            old = int(old_row[token // slots])
+            if old < num_blocks:
+                old_k, old_v = page_of(arena, layer, old, head)
+            else:
+                old_k, old_v = page_of(saved, layer, old - num_blocks, head)
             block, page, slot = slot_of(arena, new_row, record, i)
             new_k, new_v = page_of(arena, page // num_heads, block, page % num_heads)
             new_k[:, slot] = old_k[:, token % slots]

@@ -89,7 +89,8 @@ class Life:
         prompt_blocks = cdiv(PROMPT, shape.block_size)
         most = cdiv(PROMPT + GENERATED, shape.block_size)
         self._rows = torch.randperm(prompt_blocks + 2 * most, generator=self._random).int()
-        self._old, self._new = self._rows[:prompt_blocks], self._rows[prompt_blocks:]
+        # The prompt's last block is in both rows, as happens in a full pool.
+        self._old, self._new = self._rows[:prompt_blocks], self._rows[prompt_blocks - 1 :]
         slots = (len(self._rows), shape.num_layers * shape.num_kv_heads, shape.block_size)
         page = (2 * shape.block_size, shape.head_size)
         arena = self._normal(shape.num_layers, len(self._rows), shape.num_kv_heads, *page)
@@ -151,7 +152,7 @@ class Life:
         yield self._run(
             "compact",
             dict(
-                old_row=self._old,
+                old_row=torch.cat([self._old[:-1], torch.tensor([len(self._rows)]).int()]),
                 new_row=self._new,
                 kept=copy.kept,
                 kept_start=copy.kept_start,
@@ -202,10 +203,9 @@ class Life:
             getattr(self._actual, n).copy_(tensor)
         return name, worst
 
-    @staticmethod
-    def _state(side: Side, op: str, name: str) -> Tensor:
-        if name == "source":
-            return side.arena
+    def _state(self, side: Side, op: str, name: str) -> Tensor:
+        if name == "saved":
+            return side.arena.index_select(1, self._old[-1:].to(side.arena.device))
         if name == "heads" and op == "compact":
             return side.heads[0]
         tensor: Tensor = getattr(side, name)
@@ -216,7 +216,7 @@ class Life:
 STATE = {
     "attention_mass": ("arena",),
     "value_norm": ("arena",),
-    "compact": ("source", "arena", "heads", "positions", "values"),
+    "compact": ("arena", "saved", "heads", "positions", "values"),
     "store": ("arena", "heads", "positions", "values"),
     "decode_attention": ("arena", "heads", "values"),
 }

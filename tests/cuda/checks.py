@@ -84,25 +84,27 @@ def check_store(ops: EmulatedOps) -> None:
 
 
 def check_compact(ops: EmulatedOps) -> None:
-    """The last page of a head is partial, and whole."""
+    """The last page of a head is partial, and whole; a block of the prompt is a saved one."""
     L, H, D, N = 1, 2, 96, 45
     rng = generator("check compact")
     lengths = [33, 16]
     records, _ = make_records([HeadPlan(n, StoreRule.BY_AGE) for n in lengths], L, H, S)
     cache = make_cache(torch.float16, L, 7, H, S, D, fill=0.0)
-    blocks = random_blocks(6, 7, rng)
-    old_row, new_row = blocks[:3].clone(), blocks[3:].clone()
+    blocks = random_blocks(5, 7, rng)
+    old_row, new_row = blocks[:3].clone(), blocks[2:].clone()
     for head in range(H):
         write_stock(cache, 0, old_row, head, *random_tokens(N, D, torch.float16, rng))
     kept = [torch.randperm(N, generator=rng)[:n].sort().values.int() for n in lengths]
     start = torch.tensor([0, *lengths]).cumsum(0)
     kept_value = torch.rand(sum(lengths), generator=rng)
+    saved = cache.arena[:, old_row[2:].long()]
+    old_row[2] = len(cache.values)
     expected = cache.clone()
     for op, to in ((ops.compact, cache), (reference.compact, expected)):
         op(
             to.arena,
             old_row,
-            to.arena,
+            saved,
             new_row,
             torch.cat(kept),
             start,

@@ -83,8 +83,8 @@ class StoreCall(ctypes.Structure):
 
 class CompactCall(ctypes.Structure):
     _fields_ = (
-        ("source", PagePool),
         ("pool", PagePool),
+        ("saved", PagePool),
         ("old_row", BlockRow),
         ("new_row", BlockRow),
         ("num_kept", Int),
@@ -233,9 +233,9 @@ class EmulatedOps:
 
     def compact(
         self,
-        source: Tensor,
-        old_row: Tensor,
         arena: Tensor,
+        old_row: Tensor,
+        saved: Tensor,
         new_row: Tensor,
         kept: Tensor,
         kept_start: Tensor,
@@ -245,12 +245,10 @@ class EmulatedOps:
         values: Tensor,
     ) -> None:
         with self._cache(arena) as device:
-            is_same = source.data_ptr() == arena.data_ptr()
-            read = device if is_same else to_cuda_layout(source, self.layout)
             self._run(
                 "compact",
-                source=self._pool(read),
                 pool=self._pool(device),
+                saved=self._pool(to_cuda_layout(saved)),  # index_select keeps no layout
                 old_row=self._row(old_row),
                 new_row=self._row(new_row),
                 num_kept=len(kept),

@@ -128,6 +128,13 @@ MUTATIONS = [
         checks.check_compact,
     ),
     Mutation(
+        "slots of a saved page as far apart as the pool's",
+        "compact.h",
+        ": stock_slot(a.saved, layer, saved, head, slot);",
+        ": stock_page(a.saved, layer, saved, head) + slot * a.pool.slot_stride * 2;",
+        checks.check_compact,
+    ),
+    Mutation(
         "rows of keys that are not aligned to vectors",
         "attention_mass.h",
         "kHeadSize + Vector<T>::kSize;",

@@ -46,13 +46,11 @@ class Case:
         return self.arguments["arena"]
 
     def clone(self) -> "Case":
-        """Return a copy with tensors of its own; a source that is the arena stays the arena."""
+        """Return a copy with tensors of its own."""
         copied = {
             name: value.clone() if isinstance(value, Tensor) else value
             for name, value in self.arguments.items()
         }
-        if self.arguments.get("source") is self.arguments["arena"]:
-            copied["source"] = copied["arena"]
         return Case(self.op, copied, self.wrong)
 
 
@@ -165,15 +163,17 @@ class _Maker:
         num_blocks = old + new + self.rng.randint(0, 2)
         cache = self.cache(num_blocks)
         blocks = self.blocks(old + new, num_blocks)
-        old_row, new_row, source = blocks[:old].clone(), blocks[old:].clone(), cache["arena"]
-        if self.rng.random() < 0.3:  # from a copy, into any blocks
-            source = source[:, old_row.long()].contiguous()
-            old_row, new_row = torch.arange(old).int(), self.blocks(new, num_blocks)
+        old_row, new_row = blocks[:old].clone(), blocks[old:].clone()
+        if self.rng.random() < 0.3:  # into any blocks
+            new_row = self.blocks(new, num_blocks)
+        both = torch.isin(old_row, new_row)
+        saved = cache["arena"][:, old_row[both].long()]
+        old_row[both] = torch.arange(num_blocks, num_blocks + saved.shape[1]).int()
         lengths = records.view(-1, len(HeadField))[:, HeadField.LENGTH].long()
         kept = torch.randint(0, old * self.S, (int(lengths.sum()),), generator=self.torch)
         return {
             **cache,
-            "source": source,
+            "saved": saved,
             "old_row": old_row,
             "new_row": new_row,
             "kept": kept.int(),
@@ -401,10 +401,9 @@ class Expected:
             and start[-1] == len(kept)
             and ends == lengths
             and all(0 <= token < len(old) * S for token in kept)
-            and self._in_pool(old, a["source"].shape[1])
+            and self._in_pool(old, self.num_blocks + a["saved"].shape[1])
         )
-        if a["source"] is a["arena"]:
-            self.is_defined = not set(old) & set(new)
+        self.is_defined = not set(old) & set(new)
         for record in records:
             self.heads.append(
                 Head.of(self.case, record, a["new_row"], lambda r: r[HeadField.LENGTH])
@@ -448,12 +447,9 @@ def check_on_cpu(case: Case, pairs: bool) -> None:
     expected = Expected(case)
     before, actual = case.clone(), case.clone()
     pairs = pairs and case.arena.dtype == torch.bfloat16
-    if pairs:
-        is_arena = actual.arguments.get("source") is actual.arguments["arena"]
-        actual.arguments["arena"] = to_pairs(actual.arena)
-        if "source" in actual.arguments:
-            source = actual.arguments["source"]
-            actual.arguments["source"] = actual.arena if is_arena else to_pairs(source)
+    caches = {"arena", "saved"} & actual.arguments.keys() if pairs else set()
+    for name in caches:
+        actual.arguments[name] = to_pairs(actual.arguments[name])
     refused = None
     try:
         call(getattr(ops, case.op), actual)
@@ -461,11 +457,8 @@ def check_on_cpu(case: Case, pairs: bool) -> None:
         refused = error
         assert str(error).startswith(f"{case.op}: "), error
     assert (refused is None) == expected.is_legal, refused or "not refused"
-    if pairs:
-        actual.arguments["arena"] = from_pairs(actual.arena)
-        if "source" in actual.arguments:
-            source = actual.arguments["source"]
-            actual.arguments["source"] = actual.arena if is_arena else from_pairs(source)
+    for name in caches:
+        actual.arguments[name] = from_pairs(actual.arguments[name])
     if expected.is_legal:
         if not expected.is_defined:
             return

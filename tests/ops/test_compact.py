@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor
 
 from fastgen_vllm import ops
 from fastgen_vllm.geometry import HeadField, StoreRule
@@ -48,7 +49,7 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
         op(
             to.arena,
             old_row,
-            to.arena,
+            to.arena[:, :0],
             new_row,
             torch.cat(kept),
             start,
@@ -70,51 +71,73 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
         assert torch.equal(cache.values[where], kept_value[start[index] : start[index + 1]])
 
 
-def test_from_a_copy_into_the_same_blocks(isa: str) -> None:
-    """New blocks may be the old ones if the tokens are read from a copy."""
-    rng = generator("copy")
-    S = D = 32
-    plans = [HeadPlan(n, StoreRule.BY_VALUE) for n in (5, 40, 33, 1, 64, 50)]
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("S", "D"), [(S, D) for S, D, _ in SHAPES])
+def test_overlapping_rows_give_what_disjoint_ones_give(
+    isa: str, dtype: torch.dtype, S: int, D: int
+) -> None:
+    """Of the blocks in both rows copies are read, of the others those of the arena."""
+    rng = generator("both", dtype, S, D)
+    N, B = 3 * S - 2, 6
+    plans = [HeadPlan(n, StoreRule.BY_VALUE) for n in (5, S + 8, S + 1, 1, 2 * S, N)]
     records, pages = make_records(plans, L, H, S)
-    old_row = torch.tensor([3, 1, 2], dtype=torch.int32)
-    new_row = torch.tensor([1, 3], dtype=torch.int32)
     assert pages <= 2 * L * H
-    cache = make_cache(torch.float32, L, 4, H, S, D, fill=0.0)
-    tokens = [random_tokens(3 * S, D, torch.float32, rng) for _ in plans]
-    for index, (key, value) in enumerate(tokens):
-        write_stock(cache, index // H, old_row, index % H, key, value)
-    kept = [torch.arange(3 * S - plan.length, 3 * S).int() for plan in plans]
-    ops.compact(
-        cache.arena[:, old_row.long()].contiguous(),
-        torch.arange(3, dtype=torch.int32),
-        cache.arena,
-        new_row,
-        torch.cat(kept),
-        torch.tensor([0, *(plan.length for plan in plans)]).cumsum(0),
-        torch.zeros(sum(plan.length for plan in plans)),
-        records,
-        cache.positions,
-        cache.values,
-    )
-    for index, (key, value) in enumerate(tokens):
-        k, v = reference.keys_and_values(cache.arena, new_row, records[index // H, index % H])
-        assert torch.equal(k, key[kept[index].long()])
-        assert torch.equal(v, value[kept[index].long()])
+    old_row = torch.tensor([3, 1, 2], dtype=torch.int32)
+    cache = make_cache(dtype, L, B, H, S, D, fill=0.0)
+    for index in range(L * H):
+        tokens = random_tokens(N, D, dtype, rng)
+        write_stock(cache, index // H, old_row, index % H, *tokens)
+    lengths = [plan.length for plan in plans]
+    kept = [torch.randperm(N, generator=rng)[:n].sort().values.int() for n in lengths]
+    start = torch.tensor([0, *lengths]).cumsum(0)
+    kept_value = torch.rand(sum(lengths), generator=rng)
+    saved = cache.arena.index_select(1, torch.tensor([1, 3]))
+    before, untouched = saved.clone(), cache.clone()
+
+    def run(old_row: list[int], saved: Tensor, new_row: list[int]) -> list[Tensor]:
+        """Everything that the heads hold afterwards."""
+        to, row = cache.clone(), torch.tensor(new_row, dtype=torch.int32)
+        ops.compact(
+            to.arena,
+            torch.tensor(old_row, dtype=torch.int32),
+            saved,
+            row,
+            torch.cat(kept),
+            start,
+            kept_value,
+            records,
+            to.positions,
+            to.values,
+        )
+        others = [block for block in range(B) if block not in new_row]
+        assert torch.equal(to.arena[:, others], untouched.arena[:, others])
+        held: list[Tensor] = []
+        for record in records.view(L * H, -1):
+            where = reference.slots_of(to.arena, row, record)
+            held += reference.keys_and_values(to.arena, row, record)
+            held += to.positions[where], to.values[where]
+        return held
+
+    apart = run([3, 1, 2], cache.arena[:, :0], [4, 0])
+    for old, new in (([B + 1, B, 2], [1, 3]), ([B + 1, B, 2], [3, 5])):
+        together = run(old, saved, new)
+        assert all(torch.equal(a, b) for a, b in zip(apart, together, strict=True))
+    assert torch.equal(saved, before)
 
 
-def test_lengths_must_agree() -> None:
+def test_arguments_must_agree() -> None:
     records, _ = make_records([HeadPlan(2) for _ in range(L * H)], L, H, 32)
     cache = make_cache(torch.float32, L, 4, H, 32, 32)
     row = torch.tensor([0], dtype=torch.int32)
     kept = torch.zeros(12, dtype=torch.int32)
     start = torch.arange(0, 13, 2)
 
-    def call(start: torch.Tensor = start, row: torch.Tensor = row) -> None:
+    def call(start: Tensor = start, row: Tensor = row, saved: Tensor = cache.arena[:, :0]) -> None:
         ops.compact(
             cache.arena,
             row,
-            cache.arena,
-            row + 1,
+            saved,
+            torch.ones(1, dtype=torch.int32),
             kept,
             start,
             torch.zeros(12),
@@ -131,6 +154,15 @@ def test_lengths_must_agree() -> None:
         call(start=start[1:])
     with pytest.raises(ValueError, match="old_row must be contiguous"):
         call(row=torch.zeros(4, dtype=torch.int32)[::2])
+    with pytest.raises(ValueError, match="saved must have the dtype and shape of arena, except"):
+        call(saved=cache.arena[:1, :2])
+    with pytest.raises(ValueError, match="saved must have the dtype and shape of arena, except"):
+        call(saved=cache.arena[:, :0].half())
+    for count in (0, 2):  # saved blocks
+        saved = cache.arena[:, :count].contiguous()
+        with pytest.raises(ValueError, match=rf"blocks in \[0, {4 + count}\), got {4 + count}"):
+            call(row=row + 4 + count, saved=saved)
+    call(row=row + 5, saved=saved)
     records[0, 1, HeadField.LENGTH] = 3
     with pytest.raises(ValueError, match=r"gives 2 tokens to heads\[0, 1\], its LENGTH is 3"):
         call()

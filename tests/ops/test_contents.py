@@ -36,7 +36,7 @@ class Call:
         ops.compact(
             self.cache.arena,
             self.old_row,
-            self.cache.arena,
+            self.cache.arena[:, :0],
             self.row,
             self.kept,
             self.kept_start,

@@ -124,6 +124,14 @@ def test_kept_tokens_arrive_and_others_stay(
 
 
 @pytest.mark.parametrize(("S", "D"), PAGES)
+def test_overlapping_rows_give_what_disjoint_ones_give(
+    isa: str, S: int, D: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "compact", in_pairs(ops.compact))
+    test_compact.test_overlapping_rows_give_what_disjoint_ones_give(isa, DTYPE, S, D)
+
+
+@pytest.mark.parametrize(("S", "D"), PAGES)
 def test_stored_tokens_arrive_and_others_stay(
     isa: str, S: int, D: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,11 @@
 // Compaction: kept tokens move from a prompt's stock pages into the page stream of fresh blocks.
 //
 // item = (layer * H + head, page of that head): fills up to S slots of one page and their positions
-// and values; sole writer of the page. Blocks that are read are never written: where old and new
-// rows overlap, the caller reads from a copy. Bytes: 2 * D elements read and written per token.
-// Neighbouring tokens share the cache lines of their K columns, so the slots of a line walk the
-// columns in step. For AVX-512 a line is a vector, and a permutation puts all that is kept of it in
-// place. In pages in pairs what walks is a pair of columns.
+// and values; sole writer of the page. Blocks that are read are never written: of those in both
+// rows the caller saves copies, which are read instead. Bytes: 2 * D elements read and written per
+// token. Neighbouring tokens share the cache lines of their K columns, so the slots of a line walk
+// the columns in step. For AVX-512 a line is a vector, and a permutation puts all that is kept of
+// it in place. In pages in pairs what walks is a pair of columns.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -149,6 +149,13 @@ struct InPairs {
   }
 };
 
+// A page of an entry of old_row.
+FASTGEN_INLINE const char* old_page(const CompactArgs& a, int layer, int32_t entry, int head) {
+  const int32_t saved = entry - a.pool.num_blocks;
+  return saved < 0 ? stock_page(a.pool, layer, entry, head)
+                   : stock_page(a.saved, layer, saved, head);
+}
+
 template <typename Order>
 static void compact_page(const CompactArgs& a, int layer_head, int page) {
   typedef typename Order::Unit Unit;
@@ -168,7 +175,7 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
     const Unit* from_k[kMost];
     for (int i = 0; i < n; ++i) {
       from[i] = reinterpret_cast<const Unit*>(
-          stock_page(a.source, layer, a.old_row.blocks[kept[i] / slots], head));
+          old_page(a, layer, a.old_row.blocks[kept[i] / slots], head));
       from_k[i] = Order::key(from[i], kept[i] % slots, d);
       Order::prefetch_value(from[i], kept[i] % slots, slots, d);
     }

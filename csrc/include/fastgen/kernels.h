@@ -70,9 +70,9 @@ struct ValueNormArgs {
 };
 
 struct CompactArgs {
-  PagePool source;  // where the stock pages are: the pool, or a copy of some of its blocks
   PagePool pool;
-  BlockRow old_row;
+  PagePool saved;    // copies of the C blocks that are in both rows; none has no address
+  BlockRow old_row;  // of blocks of the pool, [0, B), and of saved ones, [B, B + C)
   BlockRow new_row;
   int num_kept;               // K
   const int32_t* kept;        // [K] token positions

@@ -48,8 +48,8 @@ struct BlockRow {
   int num_blocks;
 };
 
-FASTGEN_ANYWHERE static inline bool is_block(const PagePool& pool, int32_t block) {
-  return 0 <= block && block < pool.num_blocks;
+FASTGEN_ANYWHERE static inline bool is_block(int32_t block, int num_blocks) {
+  return 0 <= block && block < num_blocks;
 }
 
 // Pages of the stream that a row holds.
