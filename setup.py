@@ -74,7 +74,11 @@ def architectures() -> list[str]:
 
 
 FLAGS = ["-std=c++20", "-fvisibility=hidden", "-Wall"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# Without checks of pointers that AddressSanitizer makes as well: they compile four times as long.
+SANITIZERS = [
+    *("-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
+    "-fno-sanitize-recover=all",
+]
 sanitize = os.environ.get("FASTGEN_SANITIZE", "0") != "0"
 
 kernels = CppExtension(
