@@ -70,8 +70,10 @@ def live(life: Life, reads: Callable[[], int]) -> Iterator[object]:
     assert report is not None
     yield report.plans
     life.step(PROMPT, [7], old)  # before its compaction it decodes once over stock pages
-    new = list(range(10, 10 + report.plans[0].size.blocks(PROMPT + NEW)))
-    life.runtime.compact(CompactionOrder("r", old, new, PROMPT + 1))
+    size = report.plans[0].size
+    new = list(range(10, 10 + size.blocks(PROMPT + NEW)))
+    order = CompactionOrder("r", 0, old, new[: size.blocks(PROMPT + 1)], PROMPT + 1)
+    life.runtime.compact(order)
     life.runtime.finish_step()
     for position in range(PROMPT + 1, PROMPT + NEW):
         before = reads()
