@@ -205,7 +205,7 @@ def other_api(random: Random, documents: list[str]) -> Request:
 
 
 def profile(random: Random, documents: list[str]) -> Request:
-    """A prompt that is profiled, by a request of one token."""
+    """A prompt that is profiled: its request is ended after a token, and counts as none."""
     asked: Json = {"prompt": prose(random, random.randint(*LONG))}
     asked["arguments"] = random.choice(({}, {"fastgen_keep": 0.3}, {"fastgen_policy": "paper"}))
-    return Request("profile", "/fastgen/profile", asked, has(prompt_tokens=..., heads=...))
+    return Request("profile", "/fastgen/profile", asked, has(prompt_tokens=..., heads=...), runs=0)
