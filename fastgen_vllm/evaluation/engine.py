@@ -69,11 +69,15 @@ class Outcome:
         return 1.0 if self.kept is None else float(self.kept.float().mean())
 
 
+#: Prompts are compacted even where no block is saved, below `min_prompt` and `min_answer`, so that
+#: what a policy costs is seen at every length.
+_ALWAYS = {"force": True, "min_prompt": 0, "min_answer": 1}
+
+
 class EvaluationEngine:
     """Runs jobs through one engine.
 
-    Prompts are compacted even where no block is saved and below `min_prompt`, so that what a
-    policy costs is seen at every length. Prefix caching is on: a prompt is prefilled once for
+    Every prompt is compacted, whatever it saves. Prefix caching is on: a prompt is prefilled once for
     all its modes.
 
     Args:
@@ -95,7 +99,7 @@ class EvaluationEngine:
         pool_bytes: int,
         max_running: int,
     ) -> None:
-        ours = engine_options(config.model_copy(update={"force": True, "min_prompt": 0}))
+        ours = engine_options(config.model_copy(update=_ALWAYS))
         ours["logits_processors"].append(f"{__name__.rpartition('.')[0]}.forced:ForcedContinuation")
         options = EngineArgs(
             model=model,

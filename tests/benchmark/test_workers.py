@@ -7,7 +7,7 @@ from fastgen_vllm.benchmark.series import SETTLING_STEPS, Point, count_measured
 from fastgen_vllm.benchmark.stepped import Compression, Step
 from fastgen_vllm.benchmark.steps import plan
 
-NONE = Compression(0.0, 0.0, 0, ())
+NONE = Compression(0.0, 0.0, 0, 1.0)
 
 
 def step(start: float, end: float, produced: str = "", *, prefilled: int = 0, running: int = 2,
@@ -24,7 +24,7 @@ def test_a_batch_is_summed_up_from_its_steps() -> None:
         step(13, 14, "ab"),
         step(14, 16, "ab", running=0, blocks=0),
     ]
-    compression = Compression(0.5, 0.25, 2, (0.2, 0.4))
+    compression = Compression(0.5, 0.25, 2, 0.3)
     sample = summarize(steps, compression, preemptions=3, threads=2)
     assert sample.metrics == pytest.approx(
         {
