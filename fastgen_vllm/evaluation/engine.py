@@ -77,8 +77,8 @@ _ALWAYS = {"force": True, "min_prompt": 0, "min_answer": 1}
 class EvaluationEngine:
     """Runs jobs through one engine.
 
-    Every prompt is compacted, whatever it saves. Prefix caching is on: a prompt is prefilled once for
-    all its modes.
+    Every prompt is compacted, whatever it saves. Prefix caching is on: a prompt is prefilled once
+    for all its modes.
 
     Args:
         model: directory or hub name.
