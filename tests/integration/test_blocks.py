@@ -63,37 +63,6 @@ def test_old_and_new_blocks_differ_where_there_is_room(tiny_llama: Path, caching
         engine.close()
 
 
-def test_only_blocks_that_are_in_both_rows_are_saved(
-    roomy: Engine, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With three blocks too few, three of the old row are taken again, and copied before."""
-    compact = ops.compact
-    calls: list[tuple[int, int, int]] = []
-
-    def noting(*args: Any) -> None:
-        _, old_row, saved, new_row, *_ = args
-        calls.append((len(old_row), saved.shape[1], len(new_row)))
-        compact(*args)
-
-    monkeypatch.setattr(ops, "compact", noting)
-    (prompt,) = random_prompts([450], seed=21)
-
-    def generate(engine: Engine) -> list[int]:
-        request_id = engine.add(prompt, max_tokens=40, **PARAMS)
-        return engine.run()[request_id].tokens
-
-    expected = generate(roomy)
-    [(old, saved, new)] = calls
-    assert saved == 0 and new > 3
-    # One block of every pool is vLLM's own.
-    tight = make_engine(tiny_llama, 1 + old + new - 3, max_model_len=512)
-    try:
-        assert generate(tight) == expected
-    finally:
-        tight.close()
-    assert calls[1:] == [(old, 3, new)]
-
-
 def run_sharers(engine: Engine, n: int = 1, **extra: object) -> tuple[int, int, int]:
     """Run eight requests that share a prefix; return peak, compactions, blocks given back."""
     (shared,) = random_prompts([512], seed=9)
@@ -204,3 +173,37 @@ def test_plans_that_wait_are_small(roomy: Engine) -> None:
 
     roomy.run(weigh)
     assert most and max(most) < 8 * 0.4
+
+
+def test_only_blocks_that_are_in_both_rows_are_saved(
+    roomy: Engine, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With three blocks too few, three of the old row are taken again, and copied before.
+
+    The last test of this file: closing an engine ends what others in the process build on.
+    """
+    compact = ops.compact
+    calls: list[tuple[int, int, int]] = []
+
+    def noting(*args: Any) -> None:
+        _, old_row, saved, new_row, *_ = args
+        calls.append((len(old_row), saved.shape[1], len(new_row)))
+        compact(*args)
+
+    monkeypatch.setattr(ops, "compact", noting)
+    (prompt,) = random_prompts([450], seed=21)
+
+    def generate(engine: Engine) -> list[int]:
+        request_id = engine.add(prompt, max_tokens=40, **PARAMS)
+        return engine.run()[request_id].tokens
+
+    expected = generate(roomy)
+    [(old, saved, new)] = calls
+    assert saved == 0 and new > 3
+    # One block of every pool is vLLM's own.
+    tight = make_engine(tiny_llama, 1 + old + new - 3, max_model_len=512)
+    try:
+        assert generate(tight) == expected
+    finally:
+        tight.close()
+    assert calls[1:] == [(old, 3, new)]
