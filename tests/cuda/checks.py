@@ -11,6 +11,7 @@ from tests.ops.cases import (
     make_cache,
     make_records,
     random_blocks,
+    random_kept,
     random_tokens,
     write_stock,
 )
@@ -94,9 +95,7 @@ def check_compact(ops: EmulatedOps) -> None:
     old_row, new_row = blocks[:3].clone(), blocks[2:].clone()
     for head in range(H):
         write_stock(cache, 0, old_row, head, *random_tokens(N, D, torch.float16, rng))
-    kept = [torch.randperm(N, generator=rng)[:n].sort().values.int() for n in lengths]
-    start = torch.tensor([0, *lengths]).cumsum(0)
-    kept_value = torch.rand(sum(lengths), generator=rng)
+    kept, start, kept_value = random_kept(lengths, N, rng)
     saved = cache.arena[:, old_row[2:].long()]
     old_row[2] = len(cache.values)
     expected = cache.clone()

@@ -137,3 +137,11 @@ def write_stock(
         count = key[tokens].shape[0]
         k[:, :count] = key[tokens].T
         v[:count] = value[tokens]
+
+
+def random_kept(
+    lengths: list[int], num_tokens: int, rng: torch.Generator
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Tokens that heads keep, so many of each: per head, where each head's start, their values."""
+    kept = [torch.randperm(num_tokens, generator=rng)[:n].sort().values.int() for n in lengths]
+    return kept, torch.tensor([0, *lengths]).cumsum(0), torch.rand(sum(lengths), generator=rng)

@@ -13,6 +13,7 @@ from tests.ops.cases import (
     make_cache,
     make_records,
     random_blocks,
+    random_kept,
     random_tokens,
     write_stock,
 )
@@ -39,9 +40,7 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
     tokens = [random_tokens(N, D, dtype, rng) for _ in range(L * H)]
     for index, (key, value) in enumerate(tokens):
         write_stock(cache, index // H, old_row, index % H, key, value)
-    kept = [torch.randperm(N, generator=rng)[:n].sort().values.int() for n in lengths]
-    start = torch.tensor([0, *lengths]).cumsum(0)
-    kept_value = torch.rand(sum(lengths), generator=rng)
+    kept, start, kept_value = random_kept(lengths, N, rng)
     kept_value[::7] = float("inf")
     expected = cache.clone()
 
@@ -88,9 +87,7 @@ def test_overlapping_rows_give_what_disjoint_ones_give(
         tokens = random_tokens(N, D, dtype, rng)
         write_stock(cache, index // H, old_row, index % H, *tokens)
     lengths = [plan.length for plan in plans]
-    kept = [torch.randperm(N, generator=rng)[:n].sort().values.int() for n in lengths]
-    start = torch.tensor([0, *lengths]).cumsum(0)
-    kept_value = torch.rand(sum(lengths), generator=rng)
+    kept, start, kept_value = random_kept(lengths, N, rng)
     saved = cache.arena.index_select(1, torch.tensor([1, 3]))
     before, untouched = saved.clone(), cache.clone()
 
