@@ -195,6 +195,7 @@ class EvaluationEngine:
                 outcome = by_name[output.request_id]
                 outcome.tokens = list(output.outputs[0].token_ids)
                 outcome.text = output.outputs[0].text
+                self._runtime.expected_plans.take(output.request_id)  # if none was made
                 recording = self._forced.recordings.pop(output.request_id, None)
                 if recording is not None:
                     outcome.log_probabilities = recording.log_probabilities()
