@@ -14,7 +14,8 @@ from fastgen_vllm.ops.layout import Layout
 from tests.cuda.build import Mode, Order
 from tests.cuda.emulated import EmulatedOps
 from tests.ops import fuzz
-from tests.ops.fuzz import Case, Expected
+from tests.ops.calls import Case, make
+from tests.ops.meaning import Expected
 
 
 def check(ops: EmulatedOps, case: Case) -> None:
@@ -61,7 +62,7 @@ def run(built: Path, numbers: range) -> None:
         layout = list(Layout)[number % 2]
         ops = EmulatedOps(built, Mode.ADDRESS, Order.RANDOM, layout, seed=number)
         ops.num_blocks, ops.scored_pages = 1 + number % 5, number % 7
-        case = fuzz.make(number, slots=(16, 32))
+        case = make(number, slots=(16, 32))
         try:
             check(ops, case)
         except Exception as error:
