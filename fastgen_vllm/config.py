@@ -114,7 +114,7 @@ class FastGenConfig(_Options):
         0, ge=0, description="prompts of fewer tokens are served uncompressed, answers included"
     )
     min_answer: int = Field(
-        2,
+        16,
         ge=1,
         description="requests that can answer fewer tokens (max_tokens, the model's length) are "
         "served uncompressed",

@@ -123,7 +123,7 @@ def test_a_prompt_is_profiled(body: dict[str, Any], registry: CollectorRegistry)
     with serve(client) as server:
         found = server.post("/fastgen/profile", json=body).json()
     ((tokens, params),) = client.generated
-    assert params.max_tokens == 2 and params.extra_args == body.get("arguments", {})
+    assert params.max_tokens == 1 and params.extra_args == body.get("arguments", {})
     assert found["uncompressed_because"] is None
     assert found["prompt_tokens"] == len(tokens) == len(found["tokens"])
     assert "fox" in "".join(found["tokens"])

@@ -90,7 +90,7 @@ def test_two_models_are_compared(tmp_path: Path) -> None:
 def test_steps_are_measured_at_every_size(tiny_model: Path, quarter: str, tmp_path: Path) -> None:
     done = benchmark(
         *("steps", "--engines", "stock,fastgen", "--fastgen", quarter, "--model", str(tiny_model)),
-        *("--contexts", "384,512", "--running", "2,3", "--steps", "4", "--threads", "1"),
+        *("--contexts", "384,512", "--running", "2,3", "--steps", "16", "--threads", "1"),
         *("--json", str(tmp_path / "a.json")),
     )
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ from fastgen_vllm.config import FastGenConfig
 from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 
-CONFIG = FastGenConfig(policy="coverage", recovery=0.7, observe=64, force=True)
+CONFIG = FastGenConfig(policy="coverage", recovery=0.7, observe=64, force=True, min_answer=1)
 OPTIONS: dict[str, Any] = dict(
     skip_tokenizer_init=True, max_model_len=1024, kv_cache_memory_bytes=2**23
 )

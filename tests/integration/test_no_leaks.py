@@ -167,6 +167,7 @@ def test_a_stream_that_outgrows_the_longest_row_is_declined(tiny_llama: Path) ->
         keep=0.8,
         observe=64,
         force=True,
+        min_answer=1,
         coverage=CoverageOptions(recent=0.2, generated="keep"),
     )
     (prompt,) = random_prompts([122], seed=12)

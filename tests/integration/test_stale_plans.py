@@ -34,7 +34,12 @@ class InTurn(Policy):
 
 def make_engine(model: Path) -> Engine:
     fastgen = FastGenConfig(
-        policy=f"{__name__}:InTurn", recovery=0.01, min_prompt=64, observe=32, force=True
+        policy=f"{__name__}:InTurn",
+        recovery=0.01,
+        min_prompt=64,
+        min_answer=1,
+        observe=32,
+        force=True,
     )
     return Engine(
         engine_config(
