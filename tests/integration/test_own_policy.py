@@ -17,7 +17,9 @@ THIRDS = EVERYTHING[::3]
 
 def kept_of(model: Path, policy: str, recovery: float, **arguments: str) -> list[list[list[int]]]:
     """Prompt positions that heads hold right after a prompt was compacted, ``[L][H]``."""
-    config = FastGenConfig(policy=f"{own.MODULE}:{policy}", recovery=recovery, force=True, min_answer=1)
+    config = FastGenConfig(
+        policy=f"{own.MODULE}:{policy}", recovery=recovery, force=True, min_answer=1
+    )
     engine = Engine(engine_config(model, config, skip_tokenizer_init=True))
     try:
         (prompt,) = random_prompts([LENGTH])
