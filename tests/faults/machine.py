@@ -18,6 +18,7 @@ class Engines:
 
     served: ClassVar[Served | None] = None
     answers: ClassVar[dict[int, list[int]]] = {}
+    is_async: ClassVar[bool] = False
 
     @classmethod
     def start(cls, model: Path, *, is_async: bool) -> None:
@@ -25,6 +26,7 @@ class Engines:
         if not cls.answers:
             cls.answers = stock_answers(model)
         cls.served = Served(model, is_async=is_async, blocks=48)
+        cls.is_async = is_async
 
     @classmethod
     def stop(cls) -> None:
@@ -42,6 +44,7 @@ class Faults(RuleBasedStateMachine):
         assert Engines.served is not None
         self.served = Engines.served
         self.kinds: dict[str, int] = {}
+        self._unknown: set[str] = set()  # requests that answer other tokens, in stock too
 
     @precondition(lambda self: len(self.served.alive) < MOST)
     @rule(number=st.integers(0, len(KINDS) - 1), priority=st.integers(0, 2))
@@ -72,6 +75,8 @@ class Faults(RuleBasedStateMachine):
     def reset(self, running: bool) -> None:
         self.served.engine.core.reset_prefix_cache(reset_running_requests=running)
         self.served.engine.check()
+        if running:
+            self._lose_draws()
 
     @rule(clear=st.booleans(), steps=st.integers(0, 3))
     def pause(self, clear: bool, steps: int) -> None:
@@ -80,10 +85,13 @@ class Faults(RuleBasedStateMachine):
         for _ in range(steps):
             self.served.step()
         core.resume_scheduler()
+        if clear:
+            self._lose_draws()
 
     @rule()
     def sleep(self) -> None:
         sleep(self.served, "")
+        self._lose_draws()
 
     @rule(is_bad=st.booleans())
     def mood(self, is_bad: bool) -> None:
@@ -93,10 +101,20 @@ class Faults(RuleBasedStateMachine):
     def bad_arguments(self) -> None:
         bad_arguments(self.served, "")
 
+    def _lose_draws(self) -> None:
+        """Expect nothing of seeded requests whose tokens in flight were dropped.
+
+        With async scheduling, and then in stock vLLM too, their generators are not set back.
+        """
+        if Engines.is_async:
+            for request_id in self.served.alive:
+                if "seed" in KINDS[self.kinds[request_id]].params:
+                    self._unknown.add(request_id)
+
     def teardown(self) -> None:
         """Whoever is left answers; then everything is as it was before the first request."""
         Moody.is_bad = False
         self.served.drain()
         for request_id, number in self.kinds.items():
-            if KINDS[number].is_lossless:
+            if KINDS[number].is_lossless and request_id not in self._unknown:
                 assert self.served.answer(request_id) == Engines.answers[number], KINDS[number]

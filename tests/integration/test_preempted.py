@@ -1,5 +1,6 @@
 """A compacted request that is preempted goes on as if it had not been."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,29 @@ def test_preempted_while_it_is_computed_anew(engine: Engine) -> None:
             engine.step()
         preempt_all(engine)
         assert engine.run()[request_id].tokens == undisturbed, steps
+
+
+def test_preempted_in_the_step_of_its_compaction(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool is short for others just then: nothing is carried out, and nothing counted."""
+    (prompt,) = random_prompts([400], seed=3)
+    undisturbed = answer(engine, prompt)
+    scheduler, compactions = engine.scheduler, engine.stats.compactions
+    compact, preempted = scheduler._compact_pending, []
+
+    def compact_and_preempt(manager: Any) -> Any:
+        orders = compact(manager)
+        if orders and not preempted:
+            request = scheduler.requests[orders[0].request_id]
+            scheduler.running.remove(request)  # as vLLM does later in schedule()
+            scheduler._preempt_request(request, time.monotonic())
+            preempted.append(request)
+        return orders
+
+    monkeypatch.setattr(scheduler, "_compact_pending", compact_and_preempt)
+    assert answer(engine, prompt) == undisturbed
+    assert preempted and engine.stats.compactions == compactions + 1
 
 
 def tokens_of(engine: Engine, request_id: str) -> list[int]:
