@@ -19,8 +19,8 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 ROOT = Path(__file__).parent
 INCLUDE = [str(ROOT / "csrc"), str(ROOT / "csrc" / "include")]
 
-# The stable ABI: one binary for torch 2.13 and later, and for Python 3.10 and later.
-MACROS = [("TORCH_TARGET_VERSION", "0x020d000000000000"), ("Py_LIMITED_API", "0x030A0000")]
+# The stable ABI: one binary for torch 2.11 and later, and for Python 3.10 and later.
+MACROS = [("TORCH_TARGET_VERSION", "0x020b000000000000"), ("Py_LIMITED_API", "0x030A0000")]
 
 
 def sources(*patterns: str) -> list[str]:

@@ -2,6 +2,7 @@
 // of what is on the device.
 #include "launchers.h"
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -17,6 +18,16 @@ namespace {
 constexpr int64_t kBlocksPerProcessor = 4;
 constexpr int64_t kScoreFloats = int64_t{1} << 24;  // 64 MiB
 
+using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
+
+// The stable ABI has the stream's handle from torch 2.13 on; this is in every CUDA build. Looked up,
+// because the library that has it is none of a CPU build's.
+CurrentStream find_current_stream() {
+  void* const torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (torch_cuda == nullptr) return nullptr;
+  return reinterpret_cast<CurrentStream>(dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream"));
+}
+
 // Makes a tensor's device the current one; knows its stream.
 class OnDevice {
  public:
@@ -24,8 +35,12 @@ class OnDevice {
       : arena_(arena), index_(arena.get_device_index()), guard_(index_) {}
 
   cudaStream_t stream() const {
-    return static_cast<cudaStream_t>(
-        torch::stable::accelerator::getCurrentStream(index_).nativeHandle());
+    static const auto current = find_current_stream();
+    void* stream = nullptr;
+    if (current == nullptr || current(index_, &stream) != AOTI_TORCH_SUCCESS) {
+      throw std::runtime_error("torch has no current CUDA stream on GPU " + std::to_string(index_));
+    }
+    return static_cast<cudaStream_t>(stream);
   }
 
   Tensor scratch(int64_t size, ScalarType dtype) const {
