@@ -19,10 +19,10 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.evaluation.forced import FORCED_TOKENS, RECORD_AS, ForcedContinuation
 from fastgen_vllm.evaluation.results import MemoryPoint
 from fastgen_vllm.integration.options import engine_options
-from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.lifecycle import CompactionPlan
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.runtime import FastGenRuntime
 
 _MEMORY_POINTS = 33  # of one request's generation
 

@@ -16,8 +16,8 @@ from vllm.v1.attention.backend import (
 )
 
 from fastgen_vllm.integration.passes import Passes
-from fastgen_vllm.integration.runtime import FastGenRuntime
-from fastgen_vllm.integration.step import DecodeRows, StepWork
+from fastgen_vllm.runtime import FastGenRuntime
+from fastgen_vllm.runtime.step import DecodeRows, StepWork
 
 #: vLLM skips the write of a token with this slot.
 NO_SLOT = -1

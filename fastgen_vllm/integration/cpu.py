@@ -29,10 +29,10 @@ from fastgen_vllm.integration.attention import (
 )
 from fastgen_vllm.integration.cache import PerHeadSpec
 from fastgen_vllm.integration.folded import FoldedDecode
-from fastgen_vllm.integration.step import StepWork
 from fastgen_vllm.integration.worker import PerHeadWorking
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.ops.layout import from_pairs
+from fastgen_vllm.runtime.step import StepWork
 
 
 def page_isa(dtype: torch.dtype, block_size: int, head_size: int) -> str:

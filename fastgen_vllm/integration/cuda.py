@@ -31,9 +31,9 @@ from fastgen_vllm.integration.attention import (
     StrictRows,
 )
 from fastgen_vllm.integration.folded import FoldedDecode
-from fastgen_vllm.integration.step import StepWork
 from fastgen_vllm.integration.worker import PerHeadWorking
 from fastgen_vllm.lifecycle import PROFILE_BYTES
+from fastgen_vllm.runtime.step import StepWork
 
 #: Scratch of the ops: at most 64 MiB for scores of ``decode_attention``, and its states.
 SCRATCH_BYTES = 96 * 2**20

@@ -14,7 +14,7 @@ from vllm.config import VllmConfig
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
-from fastgen_vllm.integration.messages import PlanReport, Uncompacted
+from fastgen_vllm.runtime.messages import PlanReport, Uncompacted
 
 STATS_KEY = "fastgen"
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastgen_vllm.integration.messages import PlanReport, Uncompacted
+from fastgen_vllm.runtime.messages import PlanReport, Uncompacted
 
 
 @dataclass

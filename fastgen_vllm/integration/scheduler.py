@@ -18,13 +18,6 @@ from vllm.v1.request import Request
 
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration.cache import PerHeadManager
-from fastgen_vllm.integration.inspection import external_id
-from fastgen_vllm.integration.messages import (
-    CompactionOrder,
-    StepOrders,
-    Uncompacted,
-    WorkerReport,
-)
 from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.integration.progress import RequestProgress
@@ -32,6 +25,13 @@ from fastgen_vllm.integration.summary import RequestSummary
 from fastgen_vllm.lifecycle import observed_queries
 from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.runtime.inspection import external_id
+from fastgen_vllm.runtime.messages import (
+    CompactionOrder,
+    StepOrders,
+    Uncompacted,
+    WorkerReport,
+)
 
 
 class PerHeadScheduling(Scheduler):

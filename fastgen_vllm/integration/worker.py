@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from vllm.logger import init_logger
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.attention.selector import _cached_get_attn_backend
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -18,8 +19,6 @@ from fastgen_vllm.config import DecodeKernel
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.integration.attention import PerHeadAttention, PerHeadBuilding, StepSource
 from fastgen_vllm.integration.cache import PerHeadSpec, describe_cache, is_compressible
-from fastgen_vllm.integration.inspection import WaitingAgain, described, external_id
-from fastgen_vllm.integration.messages import CompactionOrder, StepOrders
 from fastgen_vllm.integration.names import check_vllm_names
 from fastgen_vllm.integration.options import (
     check_engine_config,
@@ -27,11 +26,14 @@ from fastgen_vllm.integration.options import (
     model_problem,
     unsupported_model,
 )
-from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.integration.waiting import WaitingAgain
 from fastgen_vllm.lifecycle import PROFILE_BYTES, try_policy
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.runtime import FastGenRuntime
+from fastgen_vllm.runtime.inspection import described, external_id
+from fastgen_vllm.runtime.messages import CompactionOrder, StepOrders
 
 # A name below "vllm" so that vLLM's logging configuration applies.
 logger = init_logger("vllm.fastgen")
@@ -160,6 +162,7 @@ class PerHeadWorking(WorkerBase):
             self._token_class_table(),
             self.scheduler_config.max_num_seqs,
             self.decode_kernel(self._fastgen.decode_kernel, cache),
+            PIN_MEMORY,
         )
         sources = {name: name for name in owners}
         for name, layer in self._sharing_layers().items():

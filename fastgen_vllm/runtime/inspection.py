@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.v1.core.sched.output import SchedulerOutput
 
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import CompactionPlan
@@ -48,24 +47,6 @@ class HeadTotals:
             "recovery": (self._recovery / prompts).tolist(),
             "policies": {name: count.tolist() for name, count in self._policies.items()},
         }
-
-
-class WaitingAgain:
-    """Requests that were preempted and wait.
-
-    vLLM's runner goes on to know them, as it knows requests that run and have no part in a step.
-    """
-
-    def __init__(self) -> None:
-        self._ids: set[str] = set()
-
-    def note(self, step: SchedulerOutput) -> None:
-        """Take a step's message into account."""
-        self._ids |= step.preempted_req_ids or set()
-        self._ids -= step.finished_req_ids | step.num_scheduled_tokens.keys()
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._ids
 
 
 class ExpectedPlans:

@@ -3,17 +3,13 @@
 Scheduler to worker: :class:`StepOrders` travels as ``SchedulerOutput.kv_connector_metadata``.
 Worker to scheduler: :class:`WorkerReport` travels as
 ``KVConnectorOutput.kv_connector_worker_meta``. Both fields exist for KV connectors, which
-cannot be configured beside FastGen, so they are free.
+cannot be configured beside FastGen, so they are free. Of what is in them vLLM only pickles it and
+calls ``aggregate``; the classes are none of vLLM's, so that the worker's state runs without it.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
-
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorMetadata,
-    KVConnectorWorkerMetadata,
-)
 
 from fastgen_vllm.pages.size import StreamSize
 
@@ -29,7 +25,7 @@ class CompactionOrder(NamedTuple):
 
 
 @dataclass
-class StepOrders(KVConnectorMetadata):
+class StepOrders:
     """Orders that a worker carries out before a step's forward pass, in this order."""
 
     compactions: list[CompactionOrder] = field(default_factory=list)
@@ -63,7 +59,7 @@ class Uncompacted(StrEnum):
 
 
 @dataclass
-class WorkerReport(KVConnectorWorkerMetadata):
+class WorkerReport:
     """What a worker reports of one step."""
 
     plans: list[PlanReport] = field(default_factory=list)
@@ -71,6 +67,6 @@ class WorkerReport(KVConnectorWorkerMetadata):
     profiling_seconds: float = 0.0
     compaction_seconds: float = 0.0
 
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> "WorkerReport":
+    def aggregate(self, other: "WorkerReport") -> "WorkerReport":
         """Ranks are not merged yet: tensor parallelism is refused at start."""
         raise NotImplementedError("FastGen runs on one rank per engine")

@@ -1,33 +1,32 @@
 """Per-head state of compacted requests, in the worker."""
 
+import logging
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from vllm.logger import init_logger
-from vllm.utils.torch_utils import PIN_MEMORY
 
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
-from fastgen_vllm.integration.inspection import ExpectedPlans, HeadTotals
-from fastgen_vllm.integration.messages import (
-    CompactionOrder,
-    PlanReport,
-    Uncompacted,
-    WorkerReport,
-)
-from fastgen_vllm.integration.step import DecodeRows, ObservedRows, StepWork
-from fastgen_vllm.integration.tracked import Held, TrackedRequest
 from fastgen_vllm.lifecycle import observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.runtime.inspection import ExpectedPlans, HeadTotals
+from fastgen_vllm.runtime.messages import (
+    CompactionOrder,
+    PlanReport,
+    Uncompacted,
+    WorkerReport,
+)
+from fastgen_vllm.runtime.step import DecodeRows, ObservedRows, StepWork
+from fastgen_vllm.runtime.tracked import Held, TrackedRequest
 
-logger = init_logger("vllm.fastgen")
+logger = logging.getLogger("vllm.fastgen")
 
 
 class FastGenRuntime:
@@ -42,6 +41,7 @@ class FastGenRuntime:
         token_class: [V] int32, TokenClass bits per token id.
         max_requests: most requests that run at once.
         decode_attention: the op of that name, or one with its signature and effects.
+        pin_memory: whether numbers for the device go there from pinned memory.
     """
 
     #: Position and value of a slot.
@@ -60,12 +60,14 @@ class FastGenRuntime:
         token_class: Tensor,
         max_requests: int,
         decode_attention: Callable[..., None],
+        pin_memory: bool = False,
     ) -> None:
         self._config = config
         self._geometry = geometry
         self._arena = arena
         self._device = arena.device
         self._decode_attention = decode_attention
+        self._pin_memory = pin_memory
         self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
@@ -201,7 +203,7 @@ class FastGenRuntime:
 
     def _to_device(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
         """Copy numbers to the device without waiting for what it is doing."""
-        host = torch.tensor(values, dtype=dtype, pin_memory=PIN_MEMORY)
+        host = torch.tensor(values, dtype=dtype, pin_memory=self._pin_memory)
         return host.to(self._device, non_blocking=True)
 
     # -- one step ----------------------------------------------------------------------

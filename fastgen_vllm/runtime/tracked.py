@@ -6,9 +6,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastgen_vllm.compaction import PreparedCompaction
-from fastgen_vllm.integration.messages import PlanReport
 from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.runtime.messages import PlanReport
 
 
 class Held(NamedTuple):

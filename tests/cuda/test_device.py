@@ -9,10 +9,10 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.config import load_config
 from fastgen_vllm.geometry import CacheGeometry
-from fastgen_vllm.integration.messages import CompactionOrder
-from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.ops.layout import to_cuda_layout
 from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.runtime import FastGenRuntime
+from fastgen_vllm.runtime.messages import CompactionOrder
 from tests.cuda.elsewhere import DEVICE, Elsewhere, here, pretended_gpu
 from tests.integration.flash import OPS, relaid
 

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from fastgen_vllm.geometry import CacheGeometry
-from fastgen_vllm.integration.messages import Uncompacted
 from fastgen_vllm.integration.options import _REFUSALS
-from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.pages import StreamPlan, StreamSize
 from fastgen_vllm.policy import Choice, Important
+from fastgen_vllm.runtime import FastGenRuntime
+from fastgen_vllm.runtime.messages import Uncompacted
 from tests.metrics import base_of, defined_metrics, metrics_in
 
 ROOT = Path(__file__).parents[2]

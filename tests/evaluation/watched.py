@@ -6,7 +6,7 @@ from vllm.outputs import RequestOutput
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from fastgen_vllm.evaluation.engine import EvaluationEngine, Outcome
-from fastgen_vllm.integration.runtime import FastGenRuntime
+from fastgen_vllm.runtime import FastGenRuntime
 
 #: Of the tiny models: layers, KV heads, slots of a page.
 LAYERS, HEADS, SLOTS = 3, 2, 32

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fastgen_vllm.integration.messages import Uncompacted
+from fastgen_vllm.runtime.messages import Uncompacted
 from tests.faults.requests import BUDGET, KINDS, Served
 
 VICTIM = KINDS[0]  # lossless: it must answer as in stock whatever happens

@@ -22,8 +22,8 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration.cpu import PerHeadCPUWorker
 from fastgen_vllm.integration.metrics import FastGenStats
 from fastgen_vllm.integration.options import check_engine_config, engine_options
-from fastgen_vllm.integration.runtime import FastGenRuntime
 from fastgen_vllm.integration.scheduler import PerHeadScheduling
+from fastgen_vllm.runtime import FastGenRuntime
 
 BLOCK_SIZE = 32
 

@@ -8,7 +8,7 @@ import pytest
 
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.integration.messages import CompactionOrder
+from fastgen_vllm.runtime.messages import CompactionOrder
 from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 

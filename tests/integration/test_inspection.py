@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
-from fastgen_vllm.integration.inspection import external_id
+from fastgen_vllm.runtime.inspection import external_id
 from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
 from tests.integration.tiny import random_prompts
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
-from fastgen_vllm.integration.messages import Uncompacted
 from fastgen_vllm.integration.summary import SUMMARY_KEY
+from fastgen_vllm.runtime.messages import Uncompacted
 from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 

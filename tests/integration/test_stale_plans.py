@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.integration.messages import CompactionOrder
 from fastgen_vllm.policy import Policy
 from fastgen_vllm.profile import PromptProfile
+from fastgen_vllm.runtime.messages import CompactionOrder
 from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 
