@@ -1,5 +1,7 @@
 #include "cuda/decode_attention.h"
 
+#include <algorithm>
+
 namespace fastgen {
 namespace {
 
@@ -32,9 +34,11 @@ cudaError_t decode_attention(const DecodeArgs& a, const DecodeScratch& scratch,
       return attend_all<Element, decltype(size)::value>(a, scratch, stream);
     });
     if (error != cudaSuccess) return error;
+    // As many as fill the GPU, and no more than a row has slots for: lengths are not known here.
+    const int jobs = a.step.num_requests * a.pool.num_heads;
     const int row_slots = a.step.row_blocks * a.pool.page_slots;
-    const dim3 grid(a.step.num_requests * a.pool.num_heads,
-                    (row_slots + kFinishSlots - 1) / kFinishSlots);
+    const dim3 grid(jobs, std::min((row_slots + kFinishSlots - 1) / kFinishSlots,
+                                   (scratch.num_blocks + jobs - 1) / jobs));
     return launch(decode_finish<Element>, grid, dim3(kDecodeThreads),
                   2 * a.group_size * sizeof(float), stream, a, scratch);
   });

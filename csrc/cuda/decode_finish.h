@@ -29,8 +29,12 @@ __global__ void __launch_bounds__(kDecodeThreads)
   FASTGEN_DYNAMIC_SHARED(float, totals);  // [G] maxima, [G] inverse weights
   const Jobs jobs = {a, a.step.num_requests * a.pool.num_heads};
   const int job = blockIdx.x, group = a.group_size, d = a.pool.head_size;
+  const HeadRecord* const record = jobs.record(job);
+  if (record == nullptr) return;
+  const bool values = values_tokens(record->rule);
+  const int first_slot = blockIdx.y * kFinishSlots;
+  if (blockIdx.y > 0 && (!values || first_slot >= record->length)) return;
   const int begin = scratch.first_page[job], end = scratch.first_page[job + 1];
-  if (jobs.record(job) == nullptr) return;
   T* const output = reinterpret_cast<T*>(a.output) +
                     a.step.token_index[job / a.pool.num_heads] * a.output_token_stride +
                     job % a.pool.num_heads * group * a.output_head_stride;
@@ -70,11 +74,10 @@ __global__ void __launch_bounds__(kDecodeThreads)
     }
   }
 
-  const HeadRecord head = *jobs.record(job);
-  if (!values_tokens(head.rule)) return;
+  if (!values) return;
+  const HeadRecord head = *record;
   const int slots = a.pool.page_slots;
-  for (int first = blockIdx.y * kFinishSlots; first < head.length;
-       first += gridDim.y * kFinishSlots) {
+  for (int first = first_slot; first < head.length; first += gridDim.y * kFinishSlots) {
     const int last = min(first + kFinishSlots, head.length);
     for (int slot = first + threadIdx.x; slot < last; slot += kDecodeThreads) {
       const int32_t stream = stream_page_of(head, slot / slots);

@@ -1,6 +1,6 @@
 // Value norms: the Euclidean norm of every token's value vector, on a prompt's stock pages.
 //
-// Grid (L*H, tokens / 16), 128 threads: a warp per token, four tokens one after the other; lanes
+// Grid (tokens / 16, L*H), 128 threads: a warp per token, four tokens one after the other; lanes
 // read vectors of 16 bytes. Bytes: D elements read and one float written per token: the least
 // possible. Untested on hardware: everything.
 #pragma once
@@ -14,10 +14,10 @@ constexpr int kNormTokens = 16;  // of a block
 
 template <typename T>
 __global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs a) {
-  const int layer_head = blockIdx.x, d = a.pool.head_size;
+  const int layer_head = blockIdx.y, d = a.pool.head_size;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   for (int i = warp; i < kNormTokens; i += kNormThreads / kWarpSize) {
-    const int token = blockIdx.y * kNormTokens + i;
+    const int token = blockIdx.x * kNormTokens + i;
     if (token >= a.num_tokens) return;
     float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + token;
     const int32_t block = find_block(a.pool, a.block_row, token);

@@ -121,12 +121,13 @@ def call(
     order: Order = Order.FORWARD,
     seed: int = 0,
     timeout: float = 120,
-) -> None:
+) -> int:
     """Call ``int entry(const Arguments*)``; the buffers change in place.
 
     The kernel gets a copy of each buffer: of a tensor's storage, of a whole numpy array. Pointers
     in `arguments`, fields of type `c_void_p`, are addresses in these buffers, or null.
 
+    :return: How often the threads of a block met at a barrier, over all blocks.
     :raises EmulatorError: The entry point did not return 0, or a detector struck.
     """
     regions = sorted({region(buffer) for buffer in buffers})
@@ -164,7 +165,8 @@ def call(
     for address, size in regions:
         ctypes.memmove(address, result.stdout[at : at + size], size)
         at += size
-    assert at == len(result.stdout)
+    (barriers,) = struct.unpack("Q", result.stdout[at:])
+    return int(barriers)
 
 
 def region(buffer: "Any") -> tuple[int, int]:

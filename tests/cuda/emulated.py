@@ -170,6 +170,9 @@ class EmulatedOps:
         csrc: folder of the kernels.
         num_blocks: thread blocks of ``decode_attention``.
         scored_pages: pages for whose scores ``decode_attention`` gets room.
+        keeps_scratch: whether calls find in their scratch what the last one left, as the replays
+            of a CUDA graph do; there is NaN otherwise.
+        barriers: how often the threads of a block met in the last call, over all blocks.
     """
 
     directory: Path
@@ -179,8 +182,11 @@ class EmulatedOps:
     seed: int = 0
     num_blocks: int = 5
     scored_pages: int = 1000
+    keeps_scratch: bool = False
+    barriers: int = 0
     csrc: Path = toolkit.CSRC
     _buffers: list[Tensor] = field(default_factory=list)
+    _scratch: dict[str, Tensor] = field(default_factory=dict)
 
     def runner(self, op: str) -> Path:
         """Build an op, or find it built."""
@@ -199,7 +205,7 @@ class EmulatedOps:
         mass: Tensor,
         energy: Tensor,
     ) -> None:
-        softmax_rows = torch.full((query.shape[1], query.shape[0], 2), float("nan"))
+        softmax_rows = self._scratch_of("softmax_rows", query.shape[1], query.shape[0], 2)
         with self._cache(arena) as device:
             self._run(
                 "attention_mass",
@@ -312,9 +318,9 @@ class EmulatedOps:
             arena.shape[3] // 2,
             query.shape[2],
         )
-        first_page = torch.full((jobs + 1,), -1, dtype=torch.int32)
-        states = torch.full((jobs + self.num_blocks, group * (head_size + 2)), float("nan"))
-        scores = torch.full((max(1, self.scored_pages), slots, group), float("nan"))
+        first_page = self._scratch_of("first_page", jobs + 1, dtype=torch.int32)
+        states = self._scratch_of("states", jobs + self.num_blocks, group * (head_size + 2))
+        scores = self._scratch_of("scores", max(1, self.scored_pages), slots, group)
         with self._cache(arena) as device:
             self._run(
                 "decode_attention",
@@ -386,6 +392,13 @@ class EmulatedOps:
             heads=self._pointer(heads),
         )
 
+    def _scratch_of(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        if not self.keeps_scratch or name not in self._scratch:
+            fill = float("nan") if dtype.is_floating_point else -1
+            self._scratch[name] = torch.full(shape, fill, dtype=dtype)
+        assert self._scratch[name].shape == shape, "a graph's calls have the shape of its capture"
+        return self._scratch[name]
+
     def _pointer(self, tensor: Tensor) -> int:
         """Address of a tensor whose storage the next call gets."""
         self._buffers.append(tensor)
@@ -397,4 +410,5 @@ class EmulatedOps:
 
     def run(self, op: str, arguments: ctypes.Structure, buffers: list[Tensor]) -> None:
         """Make one call; pointers in the arguments point into the buffers."""
-        call(self.runner(op), "run", arguments, buffers, self.order, self.seed)
+        runner = self.runner(op)
+        self.barriers = call(runner, "run", arguments, buffers, self.order, self.seed)

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch.nn.functional import pad
 
-from fastgen_vllm.geometry import StoreRule
+from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.ops import reference
 from tests.cuda.emulated import EmulatedOps
 from tests.ops.cases import DTYPES, POOLS, generator, relative_error
 from tests.ops.test_decode_attention import (
+    LAYER,
     H,
     Step,
     ragged,
@@ -76,3 +78,43 @@ def test_the_same_step_gives_the_same_bits(emulated: EmulatedOps) -> None:
     step = Step([300, 1, 700, 64] * (H // 2), torch.bfloat16, 16, 128, 4)
     outputs = [step.run(op=emulated.decode_attention) for _ in range(2)]
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("num_blocks", [5, 1000])
+@pytest.mark.parametrize("rule", [StoreRule.APPEND, StoreRule.BY_VALUE])
+def test_a_wide_table_is_no_work(emulated: EmulatedOps, num_blocks: int, rule: StoreRule) -> None:
+    """A table for 131,072 tokens: nothing is merged for slots that no head has."""
+    emulated.num_blocks = num_blocks
+    step = Step(ragged(16), torch.float32, 16, 32, 2, rule)
+    narrow = step.run(op=emulated.decode_attention)
+    barriers = emulated.barriers
+    step.rows = pad(step.rows, (0, 131_072 // 16 - step.rows.shape[1]))
+    assert torch.equal(step.run(op=emulated.decode_attention), narrow)
+    assert emulated.barriers == barriers
+
+
+@pytest.mark.parametrize("num_blocks", [5, 1000])
+def test_values_of_long_heads(emulated: EmulatedOps, num_blocks: int) -> None:
+    """Blocks that finish share a head's slots, or pass through them one share after the other."""
+    emulated.num_blocks = num_blocks
+    step = Step([5000, 2048, 2049], torch.float32, 16, 32, 1, StoreRule.BY_VALUE)
+    values, expected = torch.zeros(2, *step.cache.values.shape)
+    step.run("mean", values, emulated.decode_attention)
+    step.run("mean", expected, reference.decode_attention)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_replay_is_a_step_of_its_own(emulated: EmulatedOps) -> None:
+    """In a graph the scratch of a longer step is there, with the launches of the capture."""
+    emulated.scored_pages, emulated.keeps_scratch = 9, True
+    step = Step([300, 1, 64, 33, 16, 190], torch.bfloat16, 16, 64, 3, StoreRule.BY_VALUE)
+    step.run(op=emulated.decode_attention)
+    for lengths in ([5, 1, 64, 1, 16, 2], [300, 1, 64, 33, 16, 190]):
+        of_lanes = torch.tensor(lengths, dtype=torch.int32).view(-1, H)
+        step.heads[step.lanes.long(), LAYER, :, HeadField.LENGTH] = of_lanes
+        values, expected = torch.zeros(2, *step.cache.values.shape)
+        output = step.run("mean", values, emulated.decode_attention)
+        fresh = EmulatedOps(emulated.directory, order=emulated.order, layout=emulated.layout)
+        fresh.scored_pages = 9
+        assert torch.equal(output, step.run("mean", expected, fresh.decode_attention))
+        assert torch.equal(values, expected)

@@ -98,6 +98,10 @@ void Block::suspend(const Wait& wait) {
   current_->fiber.switch_to(scheduler_);
 }
 
+static uint64_t num_barriers = 0;
+
+uint64_t barriers() { return num_barriers; }
+
 void Block::meet_block(Site site) {
   const IgnoreAccesses ignore;
   if (returned_ > 0) {
@@ -114,6 +118,7 @@ void Block::meet_block(Site site) {
   if (++at_barrier_ == threads_.size()) {
     at_barrier_ = 0;
     ++barriers_;
+    ++num_barriers;
     for (Thread& thread : threads_) thread.state = Thread::kReady;
   } else {
     suspend({"__syncthreads", site});

@@ -3,7 +3,8 @@
 // Standard input has, all numbers uint64: the size of the arguments, the number of pointers in
 // them and that of buffers; the arguments; for each pointer, where in the arguments it is, of which
 // buffer, and how far into it; for each buffer, its size and content. Buffers go back by standard
-// output. Each is an allocation of exactly its size, aligned like those of cudaMalloc.
+// output, and behind them the number of barriers. Each is an allocation of exactly its size,
+// aligned like those of cudaMalloc.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -75,6 +76,8 @@ static void call(const char* name, FILE* output) {
   if (error != 0) fail("%s returned %d", name, error);
   if (any_launch_failed()) fail("%s returned 0 though a launch failed", name);
   for (const Buffer& buffer : buffers) std::fwrite(buffer.memory, 1, buffer.bytes, output);
+  const uint64_t met = barriers();
+  std::fwrite(&met, sizeof(met), 1, output);
   if (std::fclose(output) != 0) fail("cannot write the buffers");
 }
 

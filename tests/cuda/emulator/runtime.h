@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <source_location>
 
 namespace fastgen::emulator {
@@ -38,6 +39,8 @@ cudaError_t run(const Launch& launch);
 cudaError_t allow(const void* kernel, int shared_bytes);
 // True once `run` returned an error, which an entry point may have lost.
 bool any_launch_failed();
+// How often all threads of a block met, in all blocks of all launches.
+uint64_t barriers();
 
 void wait_for_block(Site site);
 void wait_for_warp(unsigned mask, Site site);
