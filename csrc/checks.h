@@ -98,6 +98,19 @@ class Checks {
             " must be contiguous in its last dimension");
   }
 
+  // Kernels read so many bytes at once: of `dims` dimensions none may end between them.
+  void aligned(const char* name, const Tensor& t, int64_t bytes, int64_t dims) const {
+    const int64_t element_size = t.scalar_type() == ScalarType::Float ? 4 : 2;
+    bool holds = reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes == 0;
+    for (int64_t i = 0; i < dims; ++i) {
+      holds = holds && (t.size(i) <= 1 || t.stride(i) * element_size % bytes == 0);
+    }
+    require(holds, op_, ": ", name, " must begin at a multiple of ", bytes,
+            " bytes, in every one of its first ", dims, " dimensions; got an address of ",
+            reinterpret_cast<uintptr_t>(t.data_ptr()) % bytes, " beyond one, strides ",
+            shape_text(t.strides()), " of ", element_size, " bytes");
+  }
+
   PagePool arena() const { return arena("arena", arena_); }
 
   // A cache; the layouts are drawn in fastgen/pages.h.
@@ -136,6 +149,7 @@ class Checks {
       require(t.stride(4) == 1 && t.stride(3) % head_size == 0, op_, ": ", name,
               " must be contiguous in its last dimension, got strides ", shape_text(t.strides()));
     }
+    aligned(name, t, 16, 4);
     return {static_cast<char*>(t.data_ptr()),
             dtype == ScalarType::Float  ? kFloat32
             : dtype == ScalarType::Half ? kFloat16

@@ -11,6 +11,7 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   a.pool = check.arena();
   check.layer(layer, a.pool);
   check.rows("query", query, arena.scalar_type(), {kAny, kAny, a.pool.head_size});
+  check.aligned("query", query, 4, 2);
   a.group_size = check.group_size(query, a.pool);
   a.pooling = check.pooling(pool);
   require(first_position >= 0, "attention_mass: first_position must be at least 0, got ",

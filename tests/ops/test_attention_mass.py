@@ -220,3 +220,27 @@ def test_bad_arguments_are_named() -> None:
         call(energy=energy[:1])
     with pytest.raises(ValueError, match="energy must be float32, got float16"):
         call(energy=energy.half())
+
+
+def test_what_is_not_aligned_is_refused() -> None:
+    """On a GPU the first access would end every later call of the process."""
+    L, B, H, S, D, W = 1, 3, 2, 32, 32, 8
+    size = L * B * H * 2 * S * D
+    row, sums = torch.arange(B, dtype=torch.int32), torch.zeros(2, H, W)
+    query = torch.zeros(W, H, D, dtype=torch.bfloat16)
+
+    def call(query: Tensor, arena: Tensor) -> None:
+        ops.attention_mass(query, arena, 0, row, 0, 1.0, "mean", *sums)
+
+    arena = torch.zeros(size + 8, dtype=torch.bfloat16)
+    call(query, arena[8:].view(L, B, H, 2 * S, D))
+    with pytest.raises(
+        ValueError, match=r"arena must begin at a multiple of 16 .* of 2 beyond one"
+    ):
+        call(query, arena[1 : size + 1].view(L, B, H, 2 * S, D))
+    gaps = torch.zeros(B, 2 * S * D * H + 4, dtype=torch.bfloat16)[:, 4:]
+    with pytest.raises(ValueError, match=r"arena must .* strides \[.*4100, 2048, 32, 1\]"):
+        call(query, gaps.view(B, H, 2 * S, D)[None])
+    wide = torch.zeros(W, H * D + 1, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="query must begin at a multiple of 4 bytes, in every"):
+        call(wide[:, :-1].view(W, H, D), arena[8:].view(L, B, H, 2 * S, D))
