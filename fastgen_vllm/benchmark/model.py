@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
 from fastgen_vllm.models.lckv.layer_types import MODEL_TYPE as LCKV
 from fastgen_vllm.models.lckv.layer_types import LayerTypes
 
@@ -34,6 +33,9 @@ def find_model(option: str | None, dtype: str) -> Model:
         ValueError: there is no such model, or its configuration cannot be read.
     """
     if option is None:
+        # Late: without it the kernels can be measured where nothing is that converts a model.
+        from fastgen_vllm.models.embedded import MODEL_NAME, ensure_default_model
+
         path = ensure_default_model()
         return _described(f"{MODEL_NAME} (embedded)", str(path), _read(MODEL_NAME, path), dtype)
     path = Path(option).expanduser()

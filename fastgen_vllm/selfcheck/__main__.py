@@ -9,7 +9,6 @@ import torch
 
 from fastgen_vllm import ops
 from fastgen_vllm.benchmark.facts import machine
-from fastgen_vllm.models.embedded import ensure_default_model
 from fastgen_vllm.selfcheck.correctness import check_ops
 from fastgen_vllm.selfcheck.end_to_end import check_engine
 from fastgen_vllm.selfcheck.report import EndToEnd, OpCheck, Report, Timing
@@ -108,6 +107,8 @@ def _timings(device: torch.device) -> list[Timing]:
 
 
 def _engines(device: torch.device, model: str | None) -> list[EndToEnd]:
+    from fastgen_vllm.models.embedded import ensure_default_model
+
     decode_kernels = ["fastgen", "stock"] + (["xformers"] if device.type == "cuda" else [])
     engines = check_engine(model or str(ensure_default_model()), decode_kernels)
     for engine in engines:

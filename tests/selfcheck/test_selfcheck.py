@@ -1,5 +1,7 @@
+import inspect
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,15 @@ from fastgen_vllm.benchmark import kernels
 from fastgen_vllm.selfcheck import __main__ as command
 from fastgen_vllm.selfcheck import correctness, end_to_end, speed
 from fastgen_vllm.selfcheck.report import OpCheck, Report
+from tests.integration.flash import relaid
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correctness, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(correctness, "SHAPES", correctness.SHAPES[:1])
+    monkeypatch.setattr(correctness, "DTYPES", (torch.float32, torch.bfloat16))
+    monkeypatch.setitem(correctness.SHAPES, "cpu", correctness.SHAPES["cpu"][:1])
     monkeypatch.setattr(correctness, "PRESETS", ("balanced",))
 
 
@@ -47,7 +50,23 @@ def test_a_wrong_op_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ops, op, wrong)
     failed = [check.op for check in correctness.check_ops(CPU) if not check.passed]
-    assert failed == [op, op]  # in columns and in pairs
+    assert failed == [op] * 3  # float32, bfloat16 in columns and in pairs
+
+
+@pytest.mark.parametrize("order", [correctness.HEADS_FIRST, correctness.SLOTS_FIRST])
+def test_the_orders_of_a_gpu(order: correctness.Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache in CUDA's layout, for which the CPU's ops are called."""
+
+    def in_cuda_layout(op: Callable[..., None]) -> Callable[..., None]:
+        names = inspect.signature(op).parameters
+        return lambda **given: relaid(op)(*(given[name] for name in names))
+
+    for name in correctness.STATE:
+        monkeypatch.setattr(ops, name, in_cuda_layout(getattr(ops, name)))
+    shape, dtype = correctness.SHAPES["cpu"][0], torch.float32
+    errors = list(correctness.Life(CPU, shape, dtype, "balanced", order).errors())
+    assert {name for name, _ in errors} == set(correctness.STATE)
+    assert max(error for _, error in errors) <= correctness.ALLOWED[dtype]
 
 
 def test_every_op_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
