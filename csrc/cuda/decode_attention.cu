@@ -1,6 +1,6 @@
-#include "cuda/decode_attention.h"
-
 #include <algorithm>
+
+#include "cuda/decode_attention.h"
 
 namespace fastgen {
 namespace {

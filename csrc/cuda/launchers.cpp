@@ -20,8 +20,8 @@ constexpr int64_t kScoreFloats = int64_t{1} << 24;  // 64 MiB
 
 using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
 
-// The stable ABI has the stream's handle from torch 2.13 on; this is in every CUDA build. Looked up,
-// because the library that has it is none of a CPU build's.
+// The stable ABI has the stream's handle from torch 2.13 on; this is in every CUDA build. Looked
+// up, because the library that has it is none of a CPU build's.
 CurrentStream find_current_stream() {
   void* const torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   if (torch_cuda == nullptr) return nullptr;
