@@ -11,7 +11,7 @@ from typing import Any
 from fastgen_vllm.benchmark.engines import Engine
 from fastgen_vllm.benchmark.model import Models
 from fastgen_vllm.benchmark.results import Row
-from fastgen_vllm.evaluation.facts import cpu_name
+from fastgen_vllm.machine import cpu_name
 from fastgen_vllm.versions import VLLM_DISTRIBUTIONS, installed_version
 
 _ROOT = Path(__file__).parents[2]

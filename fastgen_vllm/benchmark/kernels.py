@@ -21,8 +21,8 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.benchmark.facts import machine
 from fastgen_vllm.benchmark.options import check_file, positive, positives
-from fastgen_vllm.evaluation.facts import cpu_name
 from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.machine import cpu_name
 from fastgen_vllm.memory import use_huge_pages
 
 #: Bytes that are read between two uses of a buffer: several times a large last-level cache.

@@ -1,13 +1,10 @@
 """The circumstances of a measurement."""
 
-import os
-import platform
-from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from fastgen_vllm.evaluation.settings import Settings
+from fastgen_vllm.machine import cpu_name
 from fastgen_vllm.models.embedded import MODEL_NAME
 from fastgen_vllm.versions import installed_version
 
@@ -22,11 +19,3 @@ def facts(settings: Settings) -> dict[str, Any]:
         **settings.asked(),
         "model": settings.model or f"{MODEL_NAME} (embedded)",
     }
-
-
-def cpu_name() -> str:
-    """Name of the processor, and how many cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text().splitlines() if info.exists() else ()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} cores"

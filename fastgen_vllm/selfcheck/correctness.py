@@ -135,7 +135,7 @@ class Life:
         most = 2 * cdiv(max(PROMPTS) + GENERATED, slots)
         self._num_blocks = sum(prompts) + len(PROMPTS) * most
         blocks = torch.randperm(self._num_blocks, generator=self._random).int()
-        *self._old, fresh = blocks.split([*prompts, len(PROMPTS) * most])
+        *self._old, fresh = torch.split(blocks, [*prompts, len(PROMPTS) * most])
         shared = torch.stack([row[-1] for row in self._old])
         self._new = torch.cat([shared[:, None], fresh.view(len(PROMPTS), most)], dim=1)
 
