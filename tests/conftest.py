@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fastgen_vllm.models.embedded import ensure_default_model
-
 # `make test ARGS=...` would tell the `make` of a test the same.
 for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
     os.environ.pop(name, None)
@@ -22,6 +20,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 MOST_PROCESSES = 4
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A process for each core; 0 (none beside pytest's own) for slow tests, which measure."""
     if config.option.markexpr != "not slow":
@@ -32,4 +31,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """Directory of the embedded model, converted on first use and kept in the user's cache."""
+    from fastgen_vllm.models.embedded import ensure_default_model  # not there beside torch alone
+
     return ensure_default_model()

@@ -4,7 +4,7 @@ vLLM's FlashAttention backend, its cache order and its metadata run unchanged; t
 that it calls on a GPU are PyTorch here, and the ops get their caches in the CPU's layout.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -19,9 +19,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from fastgen_vllm import ops
 from fastgen_vllm.integration.cuda import FlashWorking
-from fastgen_vllm.ops.layout import to_cpu_layout, to_cuda_layout
-
-OPS = ("attention_mass", "compact", "decode_attention", "store", "value_norm")
+from tests.ops.layouts import OPS, relaid
 
 
 class FlashWorker(FlashWorking, CPUWorker):
@@ -56,19 +54,6 @@ def no_gpu() -> Iterator[pytest.MonkeyPatch]:
 def flash_version(head_size: int | None = None, **_: Any) -> int:
     """The version that every GPU since Ampere runs."""
     return 2
-
-
-def relaid(op: Callable[..., None]) -> Callable[..., None]:
-    """The CPU's op on caches in CUDA's layout."""
-
-    def run(*arguments: Any) -> None:
-        caches = {id(a): a for a in arguments if isinstance(a, Tensor) and a.dim() == 5}
-        converted = {key: to_cpu_layout(cache) for key, cache in caches.items()}
-        op(*(converted.get(id(a), a) for a in arguments))
-        for key, cache in caches.items():
-            cache.copy_(to_cuda_layout(converted[key]))
-
-    return run
 
 
 def flash_attention(

@@ -13,7 +13,7 @@ from fastgen_vllm.benchmark import kernels
 from fastgen_vllm.selfcheck import __main__ as command
 from fastgen_vllm.selfcheck import correctness, end_to_end, speed
 from fastgen_vllm.selfcheck.report import OpCheck, Report
-from tests.integration.flash import relaid
+from tests.ops.layouts import relaid
 
 CPU = torch.device("cpu")
 
