@@ -27,7 +27,6 @@ from fastgen_vllm.memory import use_huge_pages
 
 #: Bytes that are read between two uses of a buffer: several times a large last-level cache.
 ROTATED_BYTES = 400e6
-SLOTS = 32  # S, tokens of a page
 SKEW = 10  # longest over shortest head of the ragged case
 SHAPES = "32x1024x3x3x64,16x2048x8x4x128,16x2048x8x1x128"
 OBSERVED = 256  # queries of a profile
@@ -44,9 +43,10 @@ class Shape:
     heads: int  # H
     group: int  # G
     head_size: int  # D
+    page_slots: int = 32  # S
 
     @classmethod
-    def parse(cls, text: str) -> "Shape":
+    def parse(cls, text: str, page_slots: int = 32) -> "Shape":
         """Read ``RxNxHxGxD``."""
         try:
             numbers = [int(part) for part in text.split("x")]
@@ -57,7 +57,8 @@ class Shape:
                 f"--shapes={text!r} must be RxNxHxGxD, five positive numbers: requests, tokens, "
                 f"KV heads, query heads per KV head, head size; e.g. {SHAPES.split(',')[0]}"
             ) from None
-        return cls(*numbers)
+        requests, tokens, heads, group, head_size = numbers
+        return cls(requests, tokens, heads, group, head_size, page_slots)
 
     def __str__(self) -> str:
         return f"{self.requests}x{self.tokens}x{self.heads}x{self.group}x{self.head_size}"
@@ -233,9 +234,9 @@ def make_decode(
     generator: torch.Generator,
 ) -> Decode:
     """Random K and V on scattered pages; heads lie side by side in a block, as stock's do."""
-    rows = -(-int(lengths.max()) // SLOTS)
+    rows = -(-int(lengths.max()) // shape.page_slots)
     blocks = shape.requests * rows
-    page = (1, blocks, shape.heads, 2 * SLOTS, shape.head_size)
+    page = (1, blocks, shape.heads, 2 * shape.page_slots, shape.head_size)
     heads = torch.zeros(shape.requests, 1, shape.heads, len(HeadField), dtype=torch.int32)
     for head in range(shape.heads):
         record = heads[:, 0, head]
@@ -252,7 +253,7 @@ def make_decode(
         arena,
         torch.randperm(blocks, generator=generator).view(shape.requests, rows).int(),
         heads,
-        torch.zeros(blocks, shape.heads, SLOTS),
+        torch.zeros(blocks, shape.heads, shape.page_slots),
     )
 
 
@@ -334,9 +335,9 @@ def mass_arguments(
     shape: Shape, dtype: torch.dtype, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, int, Tensor, int, float, str, Tensor, Tensor]:
     """Profiling the last queries of one prompt in one layer; K stays in the cache, as it would."""
-    blocks = -(-shape.tokens // SLOTS)
+    blocks = -(-shape.tokens // shape.page_slots)
     observed = min(OBSERVED, shape.tokens)
-    page = (1, blocks, shape.heads, 2 * SLOTS, shape.head_size)
+    page = (1, blocks, shape.heads, 2 * shape.page_slots, shape.head_size)
     arena = random_cache(page, dtype, generator)
     query = torch.randn(
         observed, shape.heads * shape.group, shape.head_size, generator=generator
@@ -351,10 +352,10 @@ def compact_arguments(
     shape: Shape, dtype: torch.dtype, kept: int, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     """Compacting one prompt: a random share of the tokens of every head."""
-    prompt = -(-shape.tokens // SLOTS)
-    pages = -(-kept // SLOTS)
+    prompt = -(-shape.tokens // shape.page_slots)
+    pages = -(-kept // shape.page_slots)
     row = torch.randperm(prompt + pages, generator=generator).int()
-    page = (LAYERS, prompt + pages, shape.heads, 2 * SLOTS, shape.head_size)
+    page = (LAYERS, prompt + pages, shape.heads, 2 * shape.page_slots, shape.head_size)
     arena = random_cache(page, dtype, generator)
     num_heads = LAYERS * shape.heads
     tokens = torch.rand(num_heads, shape.tokens, generator=generator).argsort(-1)[:, :kept]
@@ -362,7 +363,7 @@ def compact_arguments(
     heads[..., HeadField.FIRST_PAGE] = torch.arange(num_heads).view(LAYERS, -1) * pages
     heads[..., HeadField.NUM_PAGES] = pages
     heads[..., HeadField.LENGTH] = kept
-    slots = (prompt + pages, num_heads, SLOTS)
+    slots = (prompt + pages, num_heads, shape.page_slots)
     return (
         arena,
         row[:prompt],

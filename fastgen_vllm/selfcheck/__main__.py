@@ -97,7 +97,7 @@ def _timings(device: torch.device) -> list[Timing]:
     timings = []
     for t in time_kernels(device):
         timings.append(t)
-        beside = "" if t.ratio is None else f", {t.ratio:.2f} times as fast as vLLM's"
+        beside = "".join(f", {ratio:.2f} times as fast as {n}" for n, ratio in t.ratios.items())
         print(
             f"{t.kernel}, {t.shape}: {t.microseconds:.0f} µs, {t.gigabytes:.1f} GB/s, "
             f"{t.of_read:.0%} of what the device reads{beside}",

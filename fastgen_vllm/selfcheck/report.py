@@ -28,14 +28,12 @@ class Timing(BaseModel):
     microseconds: float
     gigabytes: float  # per second
     of_read: float  # share of the rate at which the device reads memory in the same run
-    stock_microseconds: float | None = None
+    others: dict[str, float] = {}  # microseconds of others on the same numbers, by name
 
     @property
-    def ratio(self) -> float | None:
-        """Stock's time over ours."""
-        if self.stock_microseconds is None:
-            return None
-        return self.stock_microseconds / self.microseconds
+    def ratios(self) -> dict[str, float]:
+        """The others' times over ours."""
+        return {name: theirs / self.microseconds for name, theirs in self.others.items()}
 
 
 class Difference(BaseModel):

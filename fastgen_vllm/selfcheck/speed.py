@@ -1,77 +1,85 @@
-"""Times of the kernels beside vLLM's attention and beside what the device reads.
+"""Times of the kernels beside others' attention and beside what the device reads.
 
-``decode_attention`` on the CPU is measured as by ``benchmark.py kernels``. Everything else is
-measured in runs of calls between two waits for the device, so that starting a kernel costs what it
-costs in a model. Bytes are the least possible: K once for all queries of ``attention_mass``.
+Calls are measured in runs between two waits for the device, on a GPU as replays of a CUDA graph, so
+that starting a kernel costs what it costs in a model. Bytes are the least possible: K once for all
+queries of ``attention_mass``. Others are vLLM's attention, where it is installed, and PyTorch's,
+over K and V that lie in order as in no cache.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from fastgen_vllm import ops
 from fastgen_vllm.benchmark import kernels
 from fastgen_vllm.geometry import HeadField, StoreRule
-from fastgen_vllm.ops.layout import to_cuda_layout
+from fastgen_vllm.ops.layout import from_pairs, to_cuda_layout
 from fastgen_vllm.selfcheck.report import Timing
 
-CPU_SHAPES = ("8x1024x3x3x64",)
-CUDA_SHAPES = ("64x2048x8x4x128", "16x8192x8x4x128", "64x1024x3x3x64")
+#: By the device's type; vLLM's pages have 16 slots on a GPU.
+SHAPES = {
+    "cpu": ("8x1024x3x3x64",),
+    "cuda": ("1x8192x8x4x128", "64x2048x8x4x128", "16x8192x8x4x128", "64x1024x3x3x64"),
+}
+PAGE_SLOTS = {"cpu": 32, "cuda": 16}
 CALLS = 11  # samples
 CALLS_OF_A_SAMPLE = 20
 READ_BYTES = 2**30
 DTYPE = torch.bfloat16
+VLLM, SDPA = "vLLM's attention", "PyTorch's attention"
+
+#: A call, by its number: buffers take turns.
+Call = Callable[[int], object]
 
 
 def time_kernels(device: torch.device) -> Iterator[Timing]:
     """Time the kernels on every shape."""
-    if device.type == "cpu":
-        kernels.load_stock(None)
-        read = kernels.read_bandwidth(CALLS)
-        for text in CPU_SHAPES:
-            for r in kernels.measure_decode(kernels.Shape.parse(text), DTYPE, CALLS, read):
-                yield Timing(
-                    kernel=r.kernel,
-                    shape=r.shape,
-                    microseconds=r.microseconds,
-                    gigabytes=r.gigabytes,
-                    of_read=r.of_read,
-                    stock_microseconds=r.stock_microseconds,
-                )
-            yield from _time_others(device, kernels.Shape.parse(text), read)
-        return
     read = _read_rate(device)
-    for text in CUDA_SHAPES:
-        yield from _time_decode(device, kernels.Shape.parse(text), read)
-        yield from _time_others(device, kernels.Shape.parse(text), read)
+    for text in SHAPES[device.type]:
+        shape = kernels.Shape.parse(text, PAGE_SLOTS[device.type])
+        yield from _time_decode(device, shape, read)
+        yield from _time_others(device, shape, read)
 
 
 def _read_rate(device: torch.device) -> float:
     """Bytes per second of a sum over a gigabyte."""
+    if device.type == "cpu":
+        return kernels.read_bandwidth(CALLS)
     numbers = torch.ones(READ_BYTES // 4, device=device)
     (seconds,) = _medians(device, [lambda _: numbers.sum()])
     return READ_BYTES / seconds
 
 
-def _medians(device: torch.device, sides: list[Callable[[int], object]]) -> list[float]:
+def _medians(device: torch.device, sides: list[Call]) -> list[float]:
     """Seconds of a call of each side; sides take turns."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    def sampled(side: Callable[[int], object]) -> Callable[[int], None]:
-        def sample(number: int) -> None:
-            for call in range(CALLS_OF_A_SAMPLE):
-                side(number * CALLS_OF_A_SAMPLE + call)
-            wait()
-
-        return sample
-
-    seconds = kernels.medians([sampled(side) for side in sides], CALLS)
+    seconds = kernels.medians([_sampled(device, side) for side in sides], CALLS)
     return [each / CALLS_OF_A_SAMPLE for each in seconds]
+
+
+def _sampled(device: torch.device, side: Call) -> Call:
+    """Some calls at once, as a function of the sample's number."""
+
+    def calls(sample: int) -> None:
+        for number in range(CALLS_OF_A_SAMPLE):
+            side(sample * CALLS_OF_A_SAMPLE + number)
+
+    if device.type == "cpu":
+        return calls
+    calls(0)  # what is compiled or loaded at a first call cannot be captured
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls(0)
+
+    def replay(_: int) -> None:
+        graph.replay()
+        torch.cuda.synchronize(device)
+
+    return replay
 
 
 def _time_decode(device: torch.device, shape: kernels.Shape, read: float) -> Iterator[Timing]:
@@ -85,8 +93,11 @@ def _time_decode(device: torch.device, shape: kernels.Shape, read: float) -> Ite
     ):
         copies = max(2, int(kernels.ROTATED_BYTES / num_bytes) + 1)  # more than an L2 cache
         made = [kernels.make_decode(shape, DTYPE, lengths, rule, random) for _ in range(copies)]
-        ours, stock = _sides(device, shape, made, lengths)
-        seconds = _medians(device, [ours, stock] if lengths is uniform else [ours])
+        query = _query(shape, random)
+        others: Mapping[str, Call] = {}
+        if lengths is uniform:
+            others = _others(device, shape, made, query)
+        seconds = _medians(device, [_ours(device, shape, made, query), *others.values()])
         rate = num_bytes / seconds[0]
         yield Timing(
             kernel=name,
@@ -94,8 +105,14 @@ def _time_decode(device: torch.device, shape: kernels.Shape, read: float) -> Ite
             microseconds=seconds[0] * 1e6,
             gigabytes=rate / 1e9,
             of_read=rate / read,
-            stock_microseconds=seconds[1] * 1e6 if len(seconds) > 1 else None,
+            others={n: each * 1e6 for n, each in zip(others, seconds[1:], strict=True)},
         )
+
+
+def _query(shape: kernels.Shape, random: torch.Generator) -> Tensor:
+    """[R, H*G, D]."""
+    size = (shape.requests, shape.heads * shape.group, shape.head_size)
+    return torch.randn(size, generator=random).to(DTYPE)
 
 
 def _time_others(device: torch.device, shape: kernels.Shape, read: float) -> Iterator[Timing]:
@@ -110,7 +127,7 @@ def _time_others(device: torch.device, shape: kernels.Shape, read: float) -> Ite
     lengths = torch.full((shape.requests, shape.heads), shape.tokens)
     made = kernels.make_decode(shape, DTYPE, lengths, StoreRule.BY_VALUE, random)
     # Full heads, of which a token is replaced: the last page that they are granted is their last.
-    made.heads[..., HeadField.ROOM] = kernels.SLOTS + 1
+    made.heads[..., HeadField.ROOM] = shape.page_slots + 1
     new = torch.randn(2, shape.requests, shape.heads, shape.head_size, generator=random).to(DTYPE)
     requests = torch.arange(shape.requests)
     stored = (
@@ -143,7 +160,7 @@ def _time_others(device: torch.device, shape: kernels.Shape, read: float) -> Ite
         ("store, full heads", ops.store, stored, int(lengths.sum()) * 8),
     )
     for name, op, arguments, num_bytes in cases:
-        there = [_moved(argument, device) for argument in arguments]
+        there = [_moved(a, device) if isinstance(a, Tensor) else a for a in arguments]
         (seconds,) = _medians(device, [partial(_call, op, there)])
         rate = num_bytes / seconds
         yield Timing(
@@ -159,51 +176,93 @@ def _call(op: Callable[..., None], arguments: list[object], _: int) -> None:
     op(*arguments)
 
 
-def _moved(argument: object, device: torch.device) -> object:
-    """An argument of an op on the device, caches in its layout."""
-    if not isinstance(argument, Tensor):
-        return argument
-    if argument.dim() >= 5 and device.type == "cuda":
-        argument = to_cuda_layout(argument.flatten(4))
-    return argument.to(device)
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device, a cache in its layout."""
+    if tensor.dim() >= 5 and device.type == "cuda":
+        tensor = to_cuda_layout(_in_columns(tensor))
+    return tensor.to(device)
 
 
-def _sides(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], lengths: Tensor
-) -> tuple[Callable[[int], None], Callable[[int], None]]:
-    """Ours and FlashAttention, as functions of the call's number."""
-    from vllm.v1.attention.backends import fa_utils
+def _in_columns(arena: Tensor) -> Tensor:
+    """A cache [L, B, H, 2*S, D], also where this processor has it in pairs."""
+    return from_pairs(arena) if arena.dim() == 6 else arena
 
-    caches = [to_cuda_layout(each.arena.flatten(4)).to(device) for each in made]
-    blocks = [each.blocks.to(device) for each in made]
-    heads = [each.heads.to(device) for each in made]
-    values = [each.values.to(device) for each in made]
-    q_heads = shape.heads * shape.group
-    query = torch.randn(shape.requests, q_heads, shape.head_size, device=device, dtype=DTYPE)
+
+def _ours(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
+) -> Call:
+    caches, blocks, heads, values = (
+        [_moved(getattr(each, name), device) for each in made]
+        for name in ("arena", "blocks", "heads", "values")
+    )
+    query = query.to(device)
     output = torch.empty_like(query)
     index = torch.arange(shape.requests, device=device)
+    lanes, scale = index.int(), shape.head_size**-0.5
+
+    def call(number: int) -> None:
+        n = number % len(made)
+        where, into = (blocks[n], 0, scale, "mean", caches[n]), (heads[n], values[n], output)
+        ops.decode_attention(query, index, lanes, *where, *into)
+
+    return call
+
+
+def _others(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
+) -> dict[str, Call]:
+    """Attention of others over the same numbers."""
+    others = {SDPA: _pytorch(device, shape, made, query)}
+    if find_spec("vllm") is not None:
+        vllm = _flash_attention if device.type == "cuda" else _vllm_on_the_cpu
+        others[VLLM] = vllm(device, shape, made, query)
+    return others
+
+
+def _pytorch(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
+) -> Call:
+    """PyTorch's, with the query heads of a KV head as rows of one problem."""
+    problems = shape.requests * shape.heads
+    rows = query.to(device).view(problems, 1, shape.group, shape.head_size)
+    sides = []
+    for each in made:
+        arena = to_cuda_layout(_in_columns(each.arena))[0]  # [B, H, S, 2*D]
+        pages = arena[each.blocks.long()].transpose(1, 2)  # [R, H, M, S, 2*D]
+        slots = pages.reshape(problems, 1, -1, 2 * shape.head_size)[:, :, : shape.tokens]
+        key, value = slots.chunk(2, dim=-1)
+        sides.append((key.contiguous().to(device), value.contiguous().to(device)))
+
+    def call(number: int) -> None:
+        key, value = sides[number % len(sides)]
+        scaled_dot_product_attention(rows, key, value)
+
+    return call
+
+
+def _vllm_on_the_cpu(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
+) -> Call:
+    kernels.load_stock(None)
+    lengths = torch.full((shape.requests, shape.heads), shape.tokens)
+    _, stock = kernels.decode_sides(shape, DTYPE, made, lengths, torch.Generator().manual_seed(0))
+    return stock
+
+
+def _flash_attention(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
+) -> Call:
+    from vllm.v1.attention.backends import fa_utils
+
+    caches = [_moved(each.arena, device) for each in made]
+    blocks = [each.blocks.to(device) for each in made]
+    query = query.to(device)
+    output = torch.empty_like(query)
     start = torch.arange(shape.requests + 1, dtype=torch.int32, device=device)
-    lanes, seq_lens = index.int(), lengths[:, 0].int().to(device)
-    scale = shape.head_size**-0.5
+    seq_lens = torch.full((shape.requests,), shape.tokens, dtype=torch.int32, device=device)
     version = fa_utils.get_flash_attn_version(head_size=shape.head_size)
 
-    def ours(number: int) -> None:
-        n = number % len(made)
-        ops.decode_attention(
-            query,
-            index,
-            lanes,
-            blocks[n],
-            0,
-            scale,
-            "mean",
-            caches[n],
-            heads[n],
-            values[n],
-            output,
-        )
-
-    def stock(number: int) -> None:
+    def call(number: int) -> None:
         n = number % len(made)
         key, value = caches[n][0].transpose(1, 2).chunk(2, dim=-1)
         fa_utils.flash_attn_varlen_func(
@@ -215,10 +274,10 @@ def _sides(
             max_seqlen_q=1,
             seqused_k=seq_lens,
             max_seqlen_k=shape.tokens,
-            softmax_scale=scale,
+            softmax_scale=shape.head_size**-0.5,
             causal=True,
             block_table=blocks[n],
             fa_version=version,
         )
 
-    return ours, stock
+    return call

@@ -72,14 +72,14 @@ def test_the_orders_of_a_gpu(order: correctness.Order, monkeypatch: pytest.Monke
 def test_every_op_is_timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(speed, "CALLS", 2)
     monkeypatch.setattr(speed, "CALLS_OF_A_SAMPLE", 1)
-    monkeypatch.setattr(speed, "CPU_SHAPES", ("2x64x2x2x32",))
+    monkeypatch.setitem(speed.SHAPES, "cpu", ("2x64x2x2x32",))
     monkeypatch.setattr(kernels, "ROTATED_BYTES", 1e6)
     report = tmp_path / "report.json"
     assert command.main(["--device", "cpu", "--parts", "speed", "--json", str(report)]) == 0
     timings = Report.model_validate(json.loads(report.read_text())).timings
     assert {t.kernel.split(",")[0] for t in timings} == set(correctness.STATE)
     assert all(t.microseconds > 0 and t.gigabytes > 0 for t in timings)
-    assert timings[0].ratio is not None, "decode attention stands beside vLLM's"
+    assert timings[0].ratios.keys() == {speed.VLLM, speed.SDPA}
 
 
 def test_error_of_protected_and_missing_numbers() -> None:
