@@ -2,8 +2,8 @@
 
 Calls are measured in runs between two waits for the device, on a GPU as replays of a CUDA graph, so
 that starting a kernel costs what it costs in a model. Bytes are the least possible: K once for all
-queries of ``attention_mass``. Others are vLLM's attention, where it is installed, and PyTorch's,
-over K and V that lie in order as in no cache.
+queries of ``attention_mass``. Others are vLLM's attention and a kernel in Triton, where those are
+installed, and PyTorch's, over K and V that lie in order as in no cache.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +30,9 @@ CALLS = 11  # samples
 CALLS_OF_A_SAMPLE = 20
 READ_BYTES = 2**30
 DTYPE = torch.bfloat16
-VLLM, SDPA = "vLLM's attention", "PyTorch's attention"
+VLLM, SDPA, TRITON = "vLLM's attention", "PyTorch's attention", "a kernel in Triton"
+#: Programs that share a head's tokens in Triton's kernel; the best is taken.
+SPLITS = (1, 2, 4, 8, 16, 32, 64)
 
 #: A call, by its number: buffers take turns.
 Call = Callable[[int], object]
@@ -213,6 +215,8 @@ def _others(
 ) -> dict[str, Call]:
     """Attention of others over the same numbers."""
     others = {SDPA: _pytorch(device, shape, made, query)}
+    if device.type == "cuda" and find_spec("triton") is not None:
+        others[TRITON] = _triton(device, shape, made, query)
     if find_spec("vllm") is not None:
         vllm = _flash_attention if device.type == "cuda" else _vllm_on_the_cpu
         others[VLLM] = vllm(device, shape, made, query)
@@ -238,6 +242,28 @@ def _pytorch(
         scaled_dot_product_attention(rows, key, value)
 
     return call
+
+
+def _triton(
+    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
+) -> Call:
+    from fastgen_vllm.selfcheck.paged import PagedAttention
+
+    caches = [_moved(each.arena, device)[0] for each in made]
+    tables = [each.blocks.to(device) for each in made]
+    query = query.to(device)
+    output = torch.empty_like(query)
+
+    def split(splits: int) -> Call:
+        sides = [
+            PagedAttention(cache, table, shape.tokens, shape.group, splits)
+            for cache, table in zip(caches, tables, strict=True)
+        ]
+        return lambda number: sides[number % len(sides)](query, output)
+
+    calls = [split(splits) for splits in SPLITS]
+    seconds = _medians(device, calls)
+    return calls[seconds.index(min(seconds))]
 
 
 def _vllm_on_the_cpu(
