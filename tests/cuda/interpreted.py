@@ -83,7 +83,7 @@ def _launches(op: str, call: ctypes.Structure, content: bytes) -> Iterator[Launc
         yield Launch("compact_kernel", (heads, pages), 0, [content])
     elif op == "value_norm":
         yield Launch(
-            f"value_norm_kernel<{element}>", (heads, _parts(call.num_tokens, 16)), 0, [content]
+            f"value_norm_kernel<{element}>", (_parts(call.num_tokens, 16), heads), 0, [content]
         )
     elif op == "attention_mass":
         split = AttentionMassCall.softmax_rows.offset
@@ -102,7 +102,8 @@ def _launches(op: str, call: ctypes.Structure, content: bytes) -> Iterator[Launc
         pieces = f"decode_pieces<{element}, {kinds}>"
         yield Launch(pieces, (call.num_blocks, 1), 48 * 1024, passed)
         row_slots = call.step.row_blocks * pool.page_slots
-        finish_grid = (call.step.num_requests * pool.num_heads, _parts(row_slots, 2048))
+        jobs = call.step.num_requests * pool.num_heads
+        finish_grid = (jobs, min(_parts(row_slots, 2048), _parts(call.num_blocks, jobs)))
         yield Launch(f"decode_finish<{element}>", finish_grid, 8 * call.group_size, passed)
 
 
