@@ -265,15 +265,48 @@ def decode_sides(
     generator: torch.Generator,
 ) -> list[Callable[[int], object]]:
     """Ours and stock's attention, as functions of the call's number."""
-    import vllm._custom_ops as stock_ops
-
     query = torch.randn(
         shape.requests, shape.heads * shape.group, shape.head_size, generator=generator
     ).to(dtype)
-    scale = shape.head_size**-0.5
+    return [
+        our_attention(shape, buffers, query),
+        stock_attention(shape, buffers, query, lengths),
+    ]
+
+
+def our_attention(shape: Shape, buffers: list[Decode], query: Tensor) -> Callable[[int], object]:
+    """Ours, on the device of the query; buffers take turns."""
+    token_index = torch.arange(shape.requests, device=query.device)
+    lanes, scale = token_index.int(), shape.head_size**-0.5
     output = torch.empty_like(query)
-    token_index = torch.arange(shape.requests)
-    lanes = token_index.int()
+
+    def ours(number: int) -> None:
+        buffer = buffers[number % len(buffers)]
+        ops.decode_attention(
+            query,
+            token_index,
+            lanes,
+            buffer.blocks,
+            0,
+            scale,
+            "mean",
+            buffer.arena,
+            buffer.heads,
+            buffer.values,
+            output,
+        )
+
+    return ours
+
+
+def stock_attention(
+    shape: Shape, buffers: list[Decode], query: Tensor, lengths: Tensor
+) -> Callable[[int], object]:
+    """The attention of vLLM's CPU backend, over heads of uniform lengths."""
+    import vllm._custom_ops as stock_ops
+
+    dtype, scale = query.dtype, shape.head_size**-0.5
+    output = torch.empty_like(query)
     start = torch.arange(shape.requests + 1, dtype=torch.int32)
     seq_lens = lengths[:, 0].int().contiguous()
     metadata = stock_ops.cpu_attn_get_scheduler_metadata(
@@ -291,22 +324,6 @@ def decode_sides(
         dynamic_causal=None,
         kv_cache_dtype="auto",
     )
-
-    def ours(number: int) -> None:
-        buffer = buffers[number % len(buffers)]
-        ops.decode_attention(
-            query,
-            token_index,
-            lanes,
-            buffer.blocks,
-            0,
-            scale,
-            "mean",
-            buffer.arena,
-            buffer.heads,
-            buffer.values,
-            output,
-        )
 
     def stock(number: int) -> None:
         buffer = buffers[number % len(buffers)]
@@ -328,7 +345,7 @@ def decode_sides(
             s_aux=None,
         )
 
-    return [ours, stock]
+    return stock
 
 
 def mass_arguments(

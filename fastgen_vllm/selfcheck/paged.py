@@ -25,11 +25,13 @@ class PagedAttention:
         cache: [B, H, S, 2*D], K and V of a slot side by side, strided.
         table: [R, M] int32
         tokens: of every request.
+        group: query heads of a KV head, G.
         splits: programs that share a head's tokens, a power of two.
     """
 
     def __init__(self, cache: Tensor, table: Tensor, tokens: int, group: int, splits: int) -> None:
-        self._cache, self._table, self._tokens, self._splits = cache, table, tokens, splits
+        self._cache, self._table, self._tokens = cache, table, tokens
+        self._group, self._splits = group, splits
         rows = len(table) * cache.shape[1] * group
         size = cache.shape[3] // 2
         self._states = torch.empty(rows * splits * size, device=cache.device)
@@ -38,7 +40,7 @@ class PagedAttention:
     def __call__(self, query: Tensor, output: Tensor) -> None:
         """Attend: query and output are [R, H*G, D], contiguous."""
         _, H, S, width = self._cache.shape
-        D, G = width // 2, query.shape[1] // H
+        D, G = width // 2, self._group
         scale = D**-0.5 * math.log2(math.e)
         _attend[(len(query) * H, self._splits)](
             *(query, self._cache, self._table, self._states, self._weights),

@@ -95,11 +95,13 @@ def _time_decode(device: torch.device, shape: kernels.Shape, read: float) -> Ite
     ):
         copies = max(2, int(kernels.ROTATED_BYTES / num_bytes) + 1)  # more than an L2 cache
         made = [kernels.make_decode(shape, DTYPE, lengths, rule, random) for _ in range(copies)]
-        query = _query(shape, random)
+        there = [_moved_decode(each, device) for each in made]
+        query = _query(shape, random).to(device)
         others: Mapping[str, Call] = {}
         if lengths is uniform:
-            others = _others(device, shape, made, query)
-        seconds = _medians(device, [_ours(device, shape, made, query), *others.values()])
+            others = _others(shape, there, query)
+        ours = kernels.our_attention(shape, there, query)
+        seconds = _medians(device, [ours, *others.values()])
         rate = num_bytes / seconds[0]
         yield Timing(
             kernel=name,
@@ -185,57 +187,38 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def _moved_decode(made: kernels.Decode, device: torch.device) -> kernels.Decode:
+    tensors = (made.arena, made.blocks, made.heads, made.values)
+    return kernels.Decode(*(_moved(tensor, device) for tensor in tensors))
+
+
 def _in_columns(arena: Tensor) -> Tensor:
     """A cache [L, B, H, 2*S, D], also where this processor has it in pairs."""
     return from_pairs(arena) if arena.dim() == 6 else arena
 
 
-def _ours(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
-) -> Call:
-    caches, blocks, heads, values = (
-        [_moved(getattr(each, name), device) for each in made]
-        for name in ("arena", "blocks", "heads", "values")
-    )
-    query = query.to(device)
-    output = torch.empty_like(query)
-    index = torch.arange(shape.requests, device=device)
-    lanes, scale = index.int(), shape.head_size**-0.5
-
-    def call(number: int) -> None:
-        n = number % len(made)
-        where, into = (blocks[n], 0, scale, "mean", caches[n]), (heads[n], values[n], output)
-        ops.decode_attention(query, index, lanes, *where, *into)
-
-    return call
-
-
-def _others(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
-) -> dict[str, Call]:
-    """Attention of others over the same numbers."""
-    others = {SDPA: _pytorch(device, shape, made, query)}
-    if device.type == "cuda" and find_spec("triton") is not None:
-        others[TRITON] = _triton(device, shape, made, query)
+def _others(shape: kernels.Shape, there: list[kernels.Decode], query: Tensor) -> dict[str, Call]:
+    """Attention of others over the same numbers, which are on the device."""
+    others = {SDPA: _pytorch(shape, there, query)}
+    if query.is_cuda and find_spec("triton") is not None:
+        others[TRITON] = _triton(shape, there, query)
     if find_spec("vllm") is not None:
-        vllm = _flash_attention if device.type == "cuda" else _vllm_on_the_cpu
-        others[VLLM] = vllm(device, shape, made, query)
+        vllm = _flash_attention if query.is_cuda else _vllm_on_the_cpu
+        others[VLLM] = vllm(shape, there, query)
     return others
 
 
-def _pytorch(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
-) -> Call:
+def _pytorch(shape: kernels.Shape, there: list[kernels.Decode], query: Tensor) -> Call:
     """PyTorch's, with the query heads of a KV head as rows of one problem."""
     problems = shape.requests * shape.heads
-    rows = query.to(device).view(problems, 1, shape.group, shape.head_size)
+    rows = query.view(problems, 1, shape.group, shape.head_size)
     sides = []
-    for each in made:
-        arena = to_cuda_layout(_in_columns(each.arena))[0]  # [B, H, S, 2*D]
-        pages = arena[each.blocks.long()].transpose(1, 2)  # [R, H, M, S, 2*D]
+    for each in there:
+        arena = each.arena if query.is_cuda else to_cuda_layout(_in_columns(each.arena))
+        pages = arena[0][each.blocks.long()].transpose(1, 2)  # [R, H, M, S, 2*D]
         slots = pages.reshape(problems, 1, -1, 2 * shape.head_size)[:, :, : shape.tokens]
         key, value = slots.chunk(2, dim=-1)
-        sides.append((key.contiguous().to(device), value.contiguous().to(device)))
+        sides.append((key.contiguous(), value.contiguous()))
 
     def call(number: int) -> None:
         key, value = sides[number % len(sides)]
@@ -244,53 +227,41 @@ def _pytorch(
     return call
 
 
-def _triton(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
-) -> Call:
+def _triton(shape: kernels.Shape, there: list[kernels.Decode], query: Tensor) -> Call:
     from fastgen_vllm.selfcheck.paged import PagedAttention
 
-    caches = [_moved(each.arena, device)[0] for each in made]
-    tables = [each.blocks.to(device) for each in made]
-    query = query.to(device)
     output = torch.empty_like(query)
 
     def split(splits: int) -> Call:
         sides = [
-            PagedAttention(cache, table, shape.tokens, shape.group, splits)
-            for cache, table in zip(caches, tables, strict=True)
+            PagedAttention(each.arena[0], each.blocks, shape.tokens, shape.group, splits)
+            for each in there
         ]
         return lambda number: sides[number % len(sides)](query, output)
 
     calls = [split(splits) for splits in SPLITS]
-    seconds = _medians(device, calls)
+    seconds = _medians(query.device, calls)
     return calls[seconds.index(min(seconds))]
 
 
-def _vllm_on_the_cpu(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
-) -> Call:
+def _vllm_on_the_cpu(shape: kernels.Shape, there: list[kernels.Decode], query: Tensor) -> Call:
     kernels.load_stock(None)
     lengths = torch.full((shape.requests, shape.heads), shape.tokens)
-    _, stock = kernels.decode_sides(shape, DTYPE, made, lengths, torch.Generator().manual_seed(0))
-    return stock
+    return kernels.stock_attention(shape, there, query, lengths)
 
 
-def _flash_attention(
-    device: torch.device, shape: kernels.Shape, made: list[kernels.Decode], query: Tensor
-) -> Call:
+def _flash_attention(shape: kernels.Shape, there: list[kernels.Decode], query: Tensor) -> Call:
     from vllm.v1.attention.backends import fa_utils
 
-    caches = [_moved(each.arena, device) for each in made]
-    blocks = [each.blocks.to(device) for each in made]
-    query = query.to(device)
+    device = query.device
     output = torch.empty_like(query)
     start = torch.arange(shape.requests + 1, dtype=torch.int32, device=device)
     seq_lens = torch.full((shape.requests,), shape.tokens, dtype=torch.int32, device=device)
     version = fa_utils.get_flash_attn_version(head_size=shape.head_size)
 
     def call(number: int) -> None:
-        n = number % len(made)
-        key, value = caches[n][0].transpose(1, 2).chunk(2, dim=-1)
+        each = there[number % len(there)]
+        key, value = each.arena[0].transpose(1, 2).chunk(2, dim=-1)
         fa_utils.flash_attn_varlen_func(
             q=query,
             k=key,
@@ -302,7 +273,7 @@ def _flash_attention(
             max_seqlen_k=shape.tokens,
             softmax_scale=shape.head_size**-0.5,
             causal=True,
-            block_table=blocks[n],
+            block_table=each.blocks,
             fa_version=version,
         )
 
