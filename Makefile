@@ -39,7 +39,7 @@ export SSL_CERT_FILE ?= $(PIP_CERT)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test soak lint docs cuda-check image-check format lock clean
+.PHONY: help setup serve test soak lint docs cuda-check gpu-kit image-check format lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,9 @@ docs: setup ## Build the documentation site into build/site; a broken link or an
 
 cuda-check: setup ## Compile the CUDA kernels for all GPUs, and check registers, spills and instructions
 	$(BIN)/python -m tests.cuda.gate $(ARGS)
+
+gpu-kit: setup ## Pack what finds out within nine minutes what a GPU can tell, into build/gpu-kit
+	$(BIN)/python -m tests.gpu_kit.pack
 
 image-check: setup ## Build the CPU image and try it: needs root, and Debian's buildah and debootstrap
 	PATH="$(abspath $(BIN)):$$PATH" docker/check.sh

@@ -24,6 +24,8 @@ from fastgen_vllm.benchmark.options import check_file, positive, positives
 from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.machine import cpu_name
 from fastgen_vllm.memory import use_huge_pages
+from fastgen_vllm.ops.layout import Layout
+from fastgen_vllm.pages.size import cdiv
 
 #: Bytes that are read between two uses of a buffer: several times a large last-level cache.
 ROTATED_BYTES = 400e6
@@ -82,10 +84,10 @@ class Result(NamedTuple):
 class Decode:
     """Arguments of ``decode_attention`` and of stock's attention over the same pages."""
 
-    arena: Tensor  # [1, B, H, 2*S, D], or in pairs
+    arena: Tensor  # [L, B, H, 2*S, D], in pairs, or as in a GPU
     blocks: Tensor  # [R, M] int32
-    heads: Tensor  # [R, 1, H, 13] int32
-    values: Tensor  # [B, H, S]
+    heads: Tensor  # [R, L, H, 13] int32
+    values: Tensor  # [B, L*H, S]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -208,9 +210,10 @@ def _result(
 
 def skewed(uniform: Tensor, generator: torch.Generator) -> Tensor:
     """Lengths of the same sum, from 1 to ``SKEW`` in proportion, shuffled."""
-    weights = torch.linspace(1, SKEW, uniform.numel())
+    weights = torch.linspace(1, SKEW, uniform.numel(), device=uniform.device)
     lengths = (weights * (uniform.sum() / weights.sum())).round().long()
-    return lengths[torch.randperm(len(lengths), generator=generator)].view_as(uniform)
+    order = torch.randperm(len(lengths), generator=generator, device=generator.device)
+    return lengths[order].view_as(uniform)
 
 
 def in_pairs(dtype: torch.dtype) -> bool:
@@ -219,11 +222,20 @@ def in_pairs(dtype: torch.dtype) -> bool:
 
 
 def random_cache(
-    shape: tuple[int, int, int, int, int], dtype: torch.dtype, generator: torch.Generator
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    layout: Layout | None = None,
 ) -> Tensor:
-    """A cache [L, B, H, 2*S, D] in the order that an engine's would have."""
-    arena = torch.randn(shape, generator=generator).to(dtype)
-    return arena.view(*shape[:-1], -1, 2) if in_pairs(dtype) else arena
+    """A cache [L, B, H, 2*S, D] in the order that an engine's would have; a layout is a GPU's."""
+    L, B, H, rows, D = shape
+    if layout is None:
+        arena = torch.randn(shape, generator=generator).to(dtype)
+        return arena.view(L, B, H, rows, -1, 2) if in_pairs(dtype) else arena
+    axes = layout.value  # its own inverse
+    size = [(L, B, H, rows // 2, 2 * D)[axis] for axis in axes]
+    arena = torch.randn(size, generator=generator, device=generator.device, dtype=dtype)
+    return arena.permute(axes)
 
 
 def make_decode(
@@ -232,29 +244,40 @@ def make_decode(
     lengths: Tensor,
     rule: StoreRule,
     generator: torch.Generator,
+    *,
+    layout: Layout | None = None,
+    layers: int = 1,
+    row_tokens: int = 0,
 ) -> Decode:
-    """Random K and V on scattered pages; heads lie side by side in a block, as stock's do."""
-    rows = -(-int(lengths.max()) // shape.page_slots)
-    blocks = shape.requests * rows
-    page = (1, blocks, shape.heads, 2 * shape.page_slots, shape.head_size)
-    heads = torch.zeros(shape.requests, 1, shape.heads, len(HeadField), dtype=torch.int32)
-    for head in range(shape.heads):
-        record = heads[:, 0, head]
-        record[:, HeadField.FIRST_PAGE] = head
-        record[:, HeadField.NUM_PAGES] = 1
-        record[:, HeadField.GROWTH_PAGE] = head + shape.heads
-        record[:, HeadField.GROWTH_STRIDE] = shape.heads
-        record[:, HeadField.GROWTH_PERIOD] = 1
-        record[:, HeadField.LENGTH] = lengths[:, head].int()
-        record[:, HeadField.RULE] = rule
-    arena = random_cache(page, dtype, generator)
-    use_huge_pages(arena)  # as the worker does
-    return Decode(
-        arena,
-        torch.randperm(blocks, generator=generator).view(shape.requests, rows).int(),
-        heads,
-        torch.zeros(blocks, shape.heads, shape.page_slots),
+    """Random K and V on scattered pages; heads lie side by side in a block, as stock's do.
+
+    Args:
+        lengths: [R, H], of a head in every layer.
+        generator: on the device where everything will be.
+        layout: of a GPU's cache; None: the CPU's.
+        row_tokens: for which a row of the block table has entries, if more than are kept.
+    """
+    device, page_slots = generator.device, shape.page_slots
+    used, width = (cdiv(tokens, page_slots) for tokens in (int(lengths.max()), row_tokens))
+    blocks, lanes = shape.requests * used, layers * shape.heads
+    arena = random_cache(
+        (layers, blocks, shape.heads, 2 * page_slots, shape.head_size), dtype, generator, layout
     )
+    if device.type == "cpu":
+        use_huge_pages(arena)  # as the worker does
+    heads = torch.zeros(shape.requests, layers, shape.heads, len(HeadField), dtype=torch.int32)
+    heads[..., HeadField.FIRST_PAGE] = torch.arange(lanes).view(layers, -1)
+    heads[..., HeadField.NUM_PAGES] = 1
+    heads[..., HeadField.GROWTH_PAGE] = heads[..., HeadField.FIRST_PAGE] + lanes
+    heads[..., HeadField.GROWTH_STRIDE] = lanes
+    heads[..., HeadField.GROWTH_PERIOD] = 1
+    heads[..., HeadField.LENGTH] = lengths.int().cpu()[:, None]
+    heads[..., HeadField.RULE] = rule
+    rows = torch.zeros(shape.requests, max(used, width), dtype=torch.int32, device=device)
+    order = torch.randperm(blocks, generator=generator, device=device)
+    rows[:, :used] = order.view(shape.requests, used)
+    values = torch.zeros(blocks, lanes, page_slots, device=device)
+    return Decode(arena, rows, heads.to(device), values)
 
 
 def decode_sides(
@@ -274,7 +297,9 @@ def decode_sides(
     ]
 
 
-def our_attention(shape: Shape, buffers: list[Decode], query: Tensor) -> Callable[[int], object]:
+def our_attention(
+    shape: Shape, buffers: list[Decode], query: Tensor, layer: int = 0
+) -> Callable[[int], object]:
     """Ours, on the device of the query; buffers take turns."""
     token_index = torch.arange(shape.requests, device=query.device)
     lanes, scale = token_index.int(), shape.head_size**-0.5
@@ -287,7 +312,7 @@ def our_attention(shape: Shape, buffers: list[Decode], query: Tensor) -> Callabl
             token_index,
             lanes,
             buffer.blocks,
-            0,
+            layer,
             scale,
             "mean",
             buffer.arena,
@@ -348,34 +373,60 @@ def stock_attention(
     return stock
 
 
+def store_arguments(
+    shape: Shape, made: Decode, generator: torch.Generator, layer: int = 0
+) -> tuple[object, ...]:
+    """Storing a token of every request; full heads (``ROOM``) replace one of theirs."""
+    device, R = generator.device, shape.requests
+    token = (2, R, shape.heads, shape.head_size)
+    new = torch.randn(token, generator=generator, device=device).to(made.arena.dtype)
+    requests = torch.arange(R, device=device)
+    positions = torch.zeros(made.values.shape, dtype=torch.int32, device=device)
+    position = torch.full((R,), shape.tokens, dtype=torch.int32, device=device)
+    return (
+        *(*new, requests, requests.int(), made.blocks, position, torch.zeros_like(position)),
+        *(layer, made.arena, made.heads, positions, made.values),
+    )
+
+
+def fill_heads(shape: Shape, made: Decode) -> None:
+    """The last page that heads are granted becomes their last: they replace, and do not grow."""
+    made.heads[..., HeadField.ROOM] = shape.page_slots + 1
+
+
 def mass_arguments(
-    shape: Shape, dtype: torch.dtype, generator: torch.Generator
+    shape: Shape, dtype: torch.dtype, generator: torch.Generator, layout: Layout | None = None
 ) -> tuple[Tensor, Tensor, int, Tensor, int, float, str, Tensor, Tensor]:
     """Profiling the last queries of one prompt in one layer; K stays in the cache, as it would."""
-    blocks = -(-shape.tokens // shape.page_slots)
+    device = generator.device
+    blocks = cdiv(shape.tokens, shape.page_slots)
     observed = min(OBSERVED, shape.tokens)
     page = (1, blocks, shape.heads, 2 * shape.page_slots, shape.head_size)
-    arena = random_cache(page, dtype, generator)
-    query = torch.randn(
-        observed, shape.heads * shape.group, shape.head_size, generator=generator
-    ).to(dtype)
-    row = torch.randperm(blocks, generator=generator).int()
-    mass, energy = torch.zeros(2, shape.heads, shape.tokens)
+    arena = random_cache(page, dtype, generator, layout)
+    queries = (observed, shape.heads * shape.group, shape.head_size)
+    query = torch.randn(queries, generator=generator, device=device).to(dtype)
+    row = torch.randperm(blocks, generator=generator, device=device).int()
+    mass, energy = torch.zeros(2, shape.heads, shape.tokens, device=device)
     scale, first = shape.head_size**-0.5, shape.tokens - observed
     return query, arena, 0, row, first, scale, "mean", mass, energy
 
 
 def compact_arguments(
-    shape: Shape, dtype: torch.dtype, kept: int, generator: torch.Generator
+    shape: Shape,
+    dtype: torch.dtype,
+    kept: int,
+    generator: torch.Generator,
+    layout: Layout | None = None,
 ) -> tuple[Tensor, ...]:
     """Compacting one prompt: a random share of the tokens of every head."""
-    prompt = -(-shape.tokens // shape.page_slots)
-    pages = -(-kept // shape.page_slots)
-    row = torch.randperm(prompt + pages, generator=generator).int()
+    device = generator.device
+    prompt, pages = cdiv(shape.tokens, shape.page_slots), cdiv(kept, shape.page_slots)
+    row = torch.randperm(prompt + pages, generator=generator, device=device).int()
     page = (LAYERS, prompt + pages, shape.heads, 2 * shape.page_slots, shape.head_size)
-    arena = random_cache(page, dtype, generator)
+    arena = random_cache(page, dtype, generator, layout)
     num_heads = LAYERS * shape.heads
-    tokens = torch.rand(num_heads, shape.tokens, generator=generator).argsort(-1)[:, :kept]
+    weights = torch.rand(num_heads, shape.tokens, generator=generator, device=device)
+    tokens = weights.argsort(-1)[:, :kept].sort(-1).values
     heads = torch.zeros(LAYERS, shape.heads, len(HeadField), dtype=torch.int32)
     heads[..., HeadField.FIRST_PAGE] = torch.arange(num_heads).view(LAYERS, -1) * pages
     heads[..., HeadField.NUM_PAGES] = pages
@@ -386,10 +437,10 @@ def compact_arguments(
         row[:prompt],
         arena[:, :0],
         row[prompt:],
-        tokens.sort(-1).values.flatten().int(),
-        torch.arange(num_heads + 1) * kept,
-        torch.ones(num_heads * kept),
-        heads,
-        torch.zeros(slots, dtype=torch.int32),
-        torch.zeros(slots),
+        tokens.flatten().int(),
+        torch.arange(num_heads + 1, device=device) * kept,
+        torch.ones(num_heads * kept, device=device),
+        heads.to(device),
+        torch.zeros(slots, dtype=torch.int32, device=device),
+        torch.zeros(slots, device=device),
     )

@@ -275,13 +275,20 @@ def check_ops(device: torch.device) -> Iterator[OpCheck]:
     """Check every op in every dtype, in all orders of the cache that the device has."""
     for dtype in DTYPES:
         for order in orders(device, dtype):
-            yield from _check(device, dtype, order)
+            yield from check(device, dtype, order, SHAPES[device.type], PRESETS)
 
 
-def _check(device: torch.device, dtype: torch.dtype, order: Order) -> Iterator[OpCheck]:
+def check(
+    device: torch.device,
+    dtype: torch.dtype,
+    order: Order,
+    shapes: Sequence[Shape],
+    presets: Sequence[str],
+) -> Iterator[OpCheck]:
+    """Check every op in one dtype and one order of the cache."""
     found: dict[str, list[float]] = {name: [] for name in STATE}
-    for shape in SHAPES[device.type]:
-        for preset in PRESETS:
+    for shape in shapes:
+        for preset in presets:
             for name, worst in Life(device, shape, dtype, preset, order).errors():
                 found[name].append(worst)
     for name, errors in found.items():

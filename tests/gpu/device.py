@@ -25,6 +25,12 @@ KERNELS: dict[str, Callable[..., None]] = {
 }
 
 
+def stand_in() -> None:
+    """In a dry run, and in this process, the references are the ops."""
+    for name, kernel in KERNELS.items():
+        setattr(ops, name, kernel)
+
+
 def is_missing() -> str | None:
     """Why there is nothing to test; None if there is."""
     if DRY:

@@ -1,5 +1,6 @@
 """The CPU's ops in the place of CUDA's."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ OPS = ("attention_mass", "compact", "decode_attention", "store", "value_norm")
 
 def relaid(op: Callable[..., None]) -> Callable[..., None]:
     """An op of the CPU on caches in CUDA's layout."""
+    names = inspect.signature(op).parameters
 
-    def run(*arguments: Any) -> None:
+    def run(*in_order: Any, **named: Any) -> None:
+        arguments = (*in_order, *(named[name] for name in list(names)[len(in_order) :]))
         caches = {id(a): a for a in arguments if isinstance(a, Tensor) and a.dim() == 5}
         converted = {key: to_cpu_layout(cache) for key, cache in caches.items()}
         op(*(converted.get(id(a), a) for a in arguments))

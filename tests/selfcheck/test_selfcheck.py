@@ -1,7 +1,5 @@
-import inspect
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +54,8 @@ def test_a_wrong_op_is_found(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("order", [correctness.HEADS_FIRST, correctness.SLOTS_FIRST])
 def test_the_orders_of_a_gpu(order: correctness.Order, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache in CUDA's layout, for which the CPU's ops are called."""
-
-    def in_cuda_layout(op: Callable[..., None]) -> Callable[..., None]:
-        names = inspect.signature(op).parameters
-        return lambda **given: relaid(op)(*(given[name] for name in names))
-
     for name in correctness.STATE:
-        monkeypatch.setattr(ops, name, in_cuda_layout(getattr(ops, name)))
+        monkeypatch.setattr(ops, name, relaid(getattr(ops, name)))
     shape, dtype = correctness.SHAPES["cpu"][0], torch.float32
     errors = list(correctness.Life(CPU, shape, dtype, "balanced", order).errors())
     assert {name for name, _ in errors} == set(correctness.STATE)
