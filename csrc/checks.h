@@ -218,6 +218,17 @@ class Checks {
     return static_cast<int>(query.size(1) / pool.num_heads);
   }
 
+  Turn turn(const Tensor& angles, bool interleaved, const PagePool& pool) const {
+    require(pool.head_size <= kMostHeadSize, op_, ": head size D must be at most ", kMostHeadSize,
+            ", got ", pool.head_size);
+    contiguous("turn", angles, ScalarType::Float, {2, kAny});
+    require(2 * angles.size(1) <= pool.head_size, op_,
+            ": turn must have at most D / 2 = ", pool.head_size / 2, " angles, got ",
+            angles.size(1));
+    return {static_cast<const float*>(angles.data_ptr()), static_cast<int>(angles.size(1)),
+            interleaved};
+  }
+
   Pooling pooling(const std::string& name) const {
     require(name == "mean" || name == "max" || name == "min", op_,
             ": pool must be one of mean, max, min, got '", name, "'");

@@ -10,6 +10,7 @@ namespace fastgen {
 namespace cpu {
 
 void attention_mass(AttentionMassArgs a);
+void replay(ReplayArgs a);
 void value_norm(const ValueNormArgs& a);
 void compact(const CompactArgs& a);
 void store(const StoreArgs& a);

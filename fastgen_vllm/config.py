@@ -29,7 +29,7 @@ PRESET_DIR = Path(__file__).parent / "presets"
 
 
 def _parse_observe(value: object) -> object:
-    """Accept ``256``, ``"last 256"`` and ``"all"``; return an int or ``"all"``."""
+    """Accept ``256``, ``"last 256"`` and words; return an int or the word."""
     if isinstance(value, str):
         text = value.strip().lower().removeprefix("last").strip()
         return int(text) if text.isdigit() else text
@@ -50,7 +50,9 @@ def _parse_generated(value: object) -> object:
     return GENERATED_WORDS[value]
 
 
-Observe = Annotated[Literal["all"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)]
+Observe = Annotated[
+    Literal["all", "replay"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
+]
 
 
 class _Options(BaseModel):
@@ -109,7 +111,11 @@ class FastGenConfig(_Options):
     recovery_norm: Literal["mass", "l1"] = Field(
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
     )
-    observe: Observe = Field(256, description="prompt queries profiled: 'last N' or 'all'")
+    observe: Observe = Field(
+        256,
+        description="prompt queries profiled: 'last N' or 'all', as they were; or 'replay', all of "
+        "them as if they were asked again from behind the prompt",
+    )
     min_prompt: int = Field(
         0, ge=0, description="prompts of fewer tokens are served uncompressed, answers included"
     )

@@ -22,6 +22,7 @@ from fastgen_vllm.policy.base import Choice
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.policy.select import selector_for
 from fastgen_vllm.profile.prompt import PromptProfile
+from fastgen_vllm.profile.replay import LAST
 from fastgen_vllm.request import RequestOptions
 
 
@@ -48,8 +49,15 @@ PROFILE_BYTES = 96
 
 
 def observed_queries(config: FastGenConfig, num_tokens: int) -> int:
-    """How many of a prompt's last queries are profiled, ``W``."""
-    return num_tokens if config.observe == "all" else min(config.observe, num_tokens)
+    """How many of a prompt's last queries are profiled over all of its tokens, ``W``."""
+    if config.observe == "all":
+        return num_tokens
+    return min(LAST if config.observe == "replay" else config.observe, num_tokens)
+
+
+def first_observed(config: FastGenConfig, num_tokens: int) -> int:
+    """The position from which on a prompt's queries have to be computed to profile it."""
+    return 0 if config.observe == "replay" else num_tokens - observed_queries(config, num_tokens)
 
 
 def plan_compaction(
@@ -96,6 +104,7 @@ def try_policy(config: FastGenConfig, geometry: CacheGeometry, max_tokens: int) 
         torch.ones(shape),
         token_class,
         observed_queries(config, num_tokens),
+        is_replay=config.observe == "replay",
     )
     try:
         plan_compaction(profile, config, RequestOptions(), geometry)

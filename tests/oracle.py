@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.profile.replay import BLOCK, SAMPLE
 
 
 def pooled(of_query_heads: Tensor, pool: str) -> Tensor:
@@ -122,8 +123,16 @@ class Decoder:
     def group(self) -> int:
         return self.num_q_heads // self.num_kv_heads
 
-    def prefill(self, tokens: list[int], num_observed: int, pool: str = "mean") -> Tensor:
-        """Run a prompt; return [V] logprobs after it. Keeps every token in every head."""
+    def prefill(
+        self, tokens: list[int], num_observed: int, pool: str = "mean", *, replay: bool = False
+    ) -> Tensor:
+        """Run a prompt; return [V] logprobs after it. Keeps every token in every head.
+
+        Args:
+            num_observed: last queries whose attention is summed.
+            replay: they are asked from behind the prompt, and those of every block of 512 tokens
+                from behind it.
+        """
         count = len(tokens)
         self.attention, self.energy, self.value_norm = torch.zeros(
             3, self.num_layers, self.num_kv_heads, count
@@ -138,9 +147,12 @@ class Decoder:
                 queries = query[:, index * self.group : (index + 1) * self.group]
                 score = torch.einsum("qgd,kd->gqk", queries, key[:, index]) * self.scale
                 probability = score.masked_fill(~allowed, -math.inf).softmax(-1)
-                seen = probability[:, count - num_observed :]
-                self.attention[layer, index] = pooled(seen, pool).sum(0)
-                self.energy[layer, index] = pooled(seen * seen, pool).sum(0)
+                if replay:
+                    self._replay(layer, index, hidden, key[:, index], num_observed, pool)
+                else:
+                    seen = probability[:, count - num_observed :]
+                    self.attention[layer, index] = pooled(seen, pool).sum(0)
+                    self.energy[layer, index] = pooled(seen * seen, pool).sum(0)
                 self.value_norm[layer, index] = (value[:, index] ** 2).sum(-1).sqrt()
                 outputs.append(torch.einsum("gqk,kd->qgd", probability, value[:, index]))
                 self.heads[layer][index].slots = [
@@ -148,6 +160,42 @@ class Decoder:
                 ]
             hidden = self._finish_layer(layer, hidden, torch.cat(outputs, 1).flatten(1))
         return self._logprobs(hidden[-1])
+
+    def _replay(
+        self, layer: int, index: int, hidden: Tensor, key: Tensor, num_last: int, pool: str
+    ) -> None:
+        """Sum what queries read that are embedded as if they stood behind all keys."""
+        count = len(hidden)
+        energy = torch.zeros(count)
+        for first in range(0, count, BLOCK):
+            last = min(first + BLOCK, count)
+            p = self._behind(layer, index, hidden, key[:last], first, SAMPLE)  # [G, W, last]
+            tile = torch.arange(last) // 32 - torch.arange(first, last)[:, None] // 32
+            p = p * ((tile == 0) | (tile == 1))
+            energy[:last] += pooled(p * p, pool).sum(0)
+        p = self._behind(layer, index, hidden, key, count - num_last, 1)
+        self.attention[layer, index] = pooled(p, pool).sum(0)
+        self.energy[layer, index] = pooled(p * p, pool).sum(0) + energy * num_last / count
+
+    def _behind(
+        self, layer: int, index: int, hidden: Tensor, key: Tensor, first: int, sample: int
+    ) -> Tensor:
+        """[G, W, n], what queries from ``first`` on read of n keys, of which some stand for all."""
+        count = len(key)
+        position = torch.arange(first, count)
+        heads = slice(index * self.group, (index + 1) * self.group)
+        rows = hidden[first:count]
+        near = self._qkv(layer, rows, position)[0][:, heads].transpose(0, 1)
+        far = self._qkv(layer, rows, position + count - first)[0][:, heads].transpose(0, 1)
+        token, row = torch.arange(count), position[:, None]
+        neighbours = (near @ key.T * self.scale).exp() * ((token <= row) & (token > row - 32))
+        scores = (far @ key.T * self.scale).exp()
+        stands_for = torch.where(token % sample == sample - 1, float(sample), 0.0)
+        stands_for[: 4 if sample > 1 else 0] = 1
+        tile = token // 32 - row // 32
+        stands_for = torch.where((tile == 0) | (tile == 1), 1.0, stands_for)
+        total = (scores * stands_for).sum(-1, keepdim=True) + neighbours.sum(-1, keepdim=True)
+        return scores / total
 
     def compact(self, keep: Tensor, records: Tensor, token_class: Tensor, block_size: int) -> None:
         """Keep only ``keep`` [L, H, N] and store by the head records from now on."""

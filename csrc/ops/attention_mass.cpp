@@ -3,10 +3,10 @@
 namespace fastgen {
 namespace {
 
-void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
-                    const Tensor& block_row, int64_t first_position, double scale, std::string pool,
-                    const Tensor& mass, const Tensor& energy) {
-  const Checks check("attention_mass", arena);
+AttentionMassArgs checked(const char* op, const Tensor& query, const Tensor& arena, int64_t layer,
+                          const Tensor& block_row, int64_t first_position, double scale,
+                          const std::string& pool, const Tensor& mass, const Tensor& energy) {
+  const Checks check(op, arena);
   AttentionMassArgs a = {};
   a.pool = check.arena();
   check.layer(layer, a.pool);
@@ -14,16 +14,15 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   check.aligned("query", query, 4, 2);
   a.group_size = check.group_size(query, a.pool);
   a.pooling = check.pooling(pool);
-  require(first_position >= 0, "attention_mass: first_position must be at least 0, got ",
-          first_position);
-  require(first_position < kMostSlots && query.size(0) < kMostSlots,
-          "attention_mass: a prompt must have less than ", kMostSlots, " tokens, got ",
-          query.size(0), " queries from ", first_position);
+  require(first_position >= 0, op, ": first_position must be at least 0, got ", first_position);
+  require(first_position < kMostSlots && query.size(0) < kMostSlots, op,
+          ": a prompt must have less than ", kMostSlots, " tokens, got ", query.size(0),
+          " queries from ", first_position);
   const int64_t end = first_position + query.size(0);
   a.block_row = check.row("block_row", block_row, end, a.pool);
   const auto sums = [&](const char* name, const Tensor& tensor) {
     check.rows(name, tensor, ScalarType::Float, {a.pool.num_heads, kAny});
-    require(tensor.size(1) >= end, "attention_mass: ", name, " must have room for ", end,
+    require(tensor.size(1) >= end, op, ": ", name, " must have room for ", end,
             " tokens, got shape ", shape_text(tensor.sizes()));
     return static_cast<float*>(tensor.data_ptr());
   };
@@ -38,12 +37,36 @@ void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
   a.first_position = static_cast<int>(first_position);
   a.layer = static_cast<int>(layer);
   a.scale = static_cast<float>(scale);
+  return a;
+}
+
+void attention_mass(const Tensor& query, const Tensor& arena, int64_t layer,
+                    const Tensor& block_row, int64_t first_position, double scale, std::string pool,
+                    const Tensor& mass, const Tensor& energy) {
+  const AttentionMassArgs a = checked("attention_mass", query, arena, layer, block_row,
+                                      first_position, scale, pool, mass, energy);
   FASTGEN_LAUNCH(attention_mass, a, arena);
+}
+
+void replayed_mass(const Tensor& query, const Tensor& arena, int64_t layer, const Tensor& block_row,
+                   int64_t first_position, double scale, std::string pool, const Tensor& turn,
+                   bool interleaved, const Tensor& mass, const Tensor& energy) {
+  AttentionMassArgs a = checked("replayed_mass", query, arena, layer, block_row, first_position,
+                                scale, pool, mass, energy);
+  a.is_replay = true;
+  a.turn = Checks("replayed_mass", arena).turn(turn, interleaved, a.pool);
+  require(arena.is_cpu(),
+          "replayed_mass: arena must be on the CPU; no kernel for GPUs replays yet");
+  cpu::attention_mass(a);
 }
 
 FASTGEN_OP(attention_mass,
            "(Tensor query, Tensor arena, int layer, Tensor block_row, int first_position, "
            "float scale, str pool, Tensor(a!) mass, Tensor(b!) energy)")
+FASTGEN_OP(replayed_mass,
+           "(Tensor query, Tensor arena, int layer, Tensor block_row, int first_position, "
+           "float scale, str pool, Tensor turn, bool interleaved, Tensor(a!) mass, "
+           "Tensor(b!) energy)")
 
 }  // namespace
 }  // namespace fastgen

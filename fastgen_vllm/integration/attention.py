@@ -176,7 +176,8 @@ class PerHeadAttention(AttentionImpl):
         if work is not None and (self.passes is None or self.passes.is_last):
             assert self.runtime is not None
             if work.observed:
-                self.runtime.observe(self.layer_index, query, self.scale, work, self.strict)
+                reader = layer.layer_name
+                self.runtime.observe(self.layer_index, query, self.scale, work, self.strict, reader)
             if work.decode is not None:
                 self._decode(self.runtime, query, key, value, output, work.decode)
         return output

@@ -22,7 +22,7 @@ from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.integration.progress import RequestProgress
 from fastgen_vllm.integration.summary import RequestSummary
-from fastgen_vllm.lifecycle import observed_queries
+from fastgen_vllm.lifecycle import first_observed
 from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import external_id
@@ -204,8 +204,7 @@ class PerHeadScheduling(Scheduler):
         progress = self._progress.get(request.request_id)
         if progress is None or not progress.is_profiled:
             return blocks, num_hit, boundary, diverged
-        num_prompt = int(request.num_prompt_tokens)
-        first = num_prompt - observed_queries(self._fastgen, num_prompt)
+        first = first_observed(self._fastgen, int(request.num_prompt_tokens))
         if num_hit > first:
             num_hit = first // self.block_size * self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)

@@ -26,9 +26,11 @@ from fastgen_vllm.integration.options import (
     model_problem,
     unsupported_model,
 )
+from fastgen_vllm.integration.rotary import rotation_of
 from fastgen_vllm.integration.waiting import WaitingAgain
 from fastgen_vllm.lifecycle import PROFILE_BYTES, try_policy
 from fastgen_vllm.pages.size import cdiv
+from fastgen_vllm.profile.replay import Rotation
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime import FastGenRuntime
@@ -163,6 +165,7 @@ class PerHeadWorking(WorkerBase):
             self.scheduler_config.max_num_seqs,
             self.decode_kernel(self._fastgen.decode_kernel, cache),
             PIN_MEMORY,
+            self._rotation(cache.device),
         )
         sources = {name: name for name in owners}
         for name, layer in self._sharing_layers().items():
@@ -183,6 +186,19 @@ class PerHeadWorking(WorkerBase):
                     assert isinstance(builder, PerHeadBuilding)
                     builder.source = self._source
         self._log_start(geometry, self._runtime, self.note_memory(cache))
+
+    def _rotation(self, device: torch.device) -> Rotation | None:
+        """How the model's queries are turned, if they are to be replayed."""
+        if self._fastgen.observe != "replay":
+            return None
+        try:
+            if device.type != "cpu":
+                raise ValueError("its kernels run on the CPU only, so far")
+            return rotation_of(self.model_runner.get_model(), device)
+        except ValueError as error:
+            raise ValueError(
+                f"fastgen option observe='replay': not possible here, {error}. Use observe: 256."
+            ) from error
 
     def _token_class_table(self) -> torch.Tensor:
         vocab_size = self.model_config.get_vocab_size()

@@ -19,6 +19,8 @@ except ImportError as error:
 from fastgen_vllm.ops.attention_mass import attention_mass
 from fastgen_vllm.ops.compact import compact
 from fastgen_vllm.ops.decode_attention import decode_attention
+from fastgen_vllm.ops.replay import replay
+from fastgen_vllm.ops.replayed_mass import replayed_mass
 from fastgen_vllm.ops.store import store
 from fastgen_vllm.ops.value_norm import value_norm
 
@@ -28,6 +30,8 @@ __all__ = [
     "decode_attention",
     "device_types",
     "isa",
+    "replay",
+    "replayed_mass",
     "store",
     "value_norm",
 ]

@@ -82,6 +82,88 @@ def attention_mass(
             energy[head, :seen] += pooled(probability.square(), pool)
 
 
+def turned(query: Tensor, turn: Tensor, interleaved: bool) -> Tensor:
+    """``[..., D]`` queries whose first ``2*P`` columns are turned by angles ``turn [2, P]``."""
+    cos, sin = turn
+    pairs = len(cos)
+    first = torch.arange(pairs) * (2 if interleaved else 1)
+    second = first + (1 if interleaved else pairs)
+    result = query.clone()
+    result[..., first] = query[..., first] * cos - query[..., second] * sin
+    result[..., second] = query[..., second] * cos + query[..., first] * sin
+    return result
+
+
+def replay(
+    query: Tensor,
+    arena: Tensor,
+    layer: int,
+    block_row: Tensor,
+    first_position: int,
+    scale: float,
+    pool: str,
+    turn: Tensor,
+    interleaved: bool,
+    sample: int,
+    values: Tensor,
+) -> None:
+    """See ``fastgen_vllm.ops.replay``."""
+    num_heads, slots = arena.shape[2], arena.shape[3] // 2
+    group = query.shape[1] // num_heads
+    end = first_position + query.shape[0]
+    row, token = torch.arange(first_position, end)[:, None], torch.arange(end)
+    beside = torch.isin(token // 32 - row // 32, torch.tensor([0, 1]))
+    near = (token <= row) & (token > row - 32)
+    weight = torch.ones(end)
+    if sample > 1:
+        weight = torch.where(token % sample == sample - 1, float(sample), 0.0)
+        weight[:4] = 1
+    weight = torch.where(beside, 1.0, weight)
+    blocks = block_row[: -(-end // slots)].tolist()
+    for head in range(num_heads):
+        pages = [page_of(arena, layer, block, head)[0] for block in blocks]
+        keys = torch.cat(pages, dim=1)[:, :end].float()
+        rows = query[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [G, W, D]
+        far = (turned(rows, turn, interleaved) @ keys * scale) + weight.log()
+        own = (rows @ keys * scale).masked_fill(~near, -torch.inf)
+        total = torch.cat([far, own], -1).logsumexp(-1, keepdim=True)
+        probability = (far - total).exp() * beside  # [G, W, e]
+        energy = pooled(probability.square().transpose(0, 1), pool).sum(0)
+        for n in range(first_position, end):
+            block = blocks[n // slots]
+            values[block, layer * num_heads + head, n % slots] += energy[n]
+
+
+def replayed_mass(
+    query: Tensor,
+    arena: Tensor,
+    layer: int,
+    block_row: Tensor,
+    first_position: int,
+    scale: float,
+    pool: str,
+    turn: Tensor,
+    interleaved: bool,
+    mass: Tensor,
+    energy: Tensor,
+) -> None:
+    """See ``fastgen_vllm.ops.replayed_mass``."""
+    num_heads, slots = arena.shape[2], arena.shape[3] // 2
+    group = query.shape[1] // num_heads
+    end = first_position + query.shape[0]
+    blocks = block_row[: -(-end // slots)].tolist()
+    for head in range(num_heads):
+        pages = [page_of(arena, layer, block, head)[0] for block in blocks]
+        keys = torch.cat(pages, dim=1)[:, :end].float()
+        for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
+            own = first_position + i + 1
+            near = q @ keys[:, max(0, own - 32) : own] * scale
+            far = turned(q, turn, interleaved) @ keys * scale
+            probability = torch.cat([far, near], -1).softmax(-1)[:, :end]
+            mass[head, :end] += pooled(probability, pool)
+            energy[head, :end] += pooled(probability.square(), pool)
+
+
 def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
     """See ``fastgen_vllm.ops.value_norm``."""
     num_layers, num_heads, num_tokens = norm.shape

@@ -10,7 +10,7 @@ FOLLOWERS = 8
 FOLLOWER_WEIGHT = 0.1
 
 
-def importance(energy: Tensor, value_norm: Tensor) -> Tensor:
+def importance(energy: Tensor, value_norm: Tensor, *, with_followers: bool = True) -> Tensor:
     """Return [L, H, N] float32, in no unit: only the order matters.
 
     Without a token that a query gives the probability ``p``, a head's output changes by about
@@ -19,13 +19,17 @@ def importance(energy: Tensor, value_norm: Tensor) -> Tensor:
 
     Attention finds what it looks for by what comes before it: a question about a pass key makes
     heads look at the words "the pass key is" in the prompt, not yet at the key. So the
-    tokens that follow a token have a share of its importance.
+    tokens that follow a token have a share of its importance. Queries that are replayed look at the
+    key themselves: there the word before it does.
 
     Args:
         energy: [L, H, N] float32, sum of squared probabilities over observed queries.
         value_norm: [L, H, N] float32, norm of each token's value vector.
+        with_followers: whether tokens have a share of what those before them have.
     """
     own = energy * value_norm.square()
+    if not with_followers:
+        return own
     before = max_pool1d(pad(own, (FOLLOWERS, 0))[..., :-1], FOLLOWERS, stride=1)
     return torch.maximum(own, FOLLOWER_WEIGHT * before)
 

@@ -24,6 +24,7 @@ class PromptProfile:
     value_norm: Tensor  # [L, H, N] float32, Euclidean norm of each token's value vector
     token_class: Tensor  # [N] int32, TokenClass bits
     num_observed: int  # W
+    is_replay: bool = False  # queries were replayed: all of them saw all tokens
 
     @property
     def num_tokens(self) -> int:
@@ -47,7 +48,8 @@ class PromptProfile:
     @cached_property
     def by_importance(self) -> Tensor:
         """[L*H*N] int64, flat indices of all tokens, the most important first."""
-        return largest_first(importance(self.energy, self.value_norm).flatten())
+        rated = importance(self.energy, self.value_norm, with_followers=not self.is_replay)
+        return largest_first(rated.flatten())
 
     @cached_property
     def position_by_importance(self) -> Tensor:
@@ -56,6 +58,8 @@ class PromptProfile:
 
     def num_viewers(self) -> Tensor:
         """[N] int64, how many observed queries could see each token."""
+        if self.is_replay:
+            return torch.full((self.num_tokens,), self.num_observed)
         position = torch.arange(self.num_tokens)
         return (self.num_tokens - position).clamp(max=self.num_observed)
 

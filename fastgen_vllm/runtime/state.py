@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
@@ -10,11 +10,12 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
-from fastgen_vllm.lifecycle import observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import first_observed, observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.prompt import PromptProfile
+from fastgen_vllm.profile.replay import BLOCK, SAMPLE, Rotation
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import ExpectedPlans, HeadTotals
 from fastgen_vllm.runtime.messages import (
@@ -23,6 +24,7 @@ from fastgen_vllm.runtime.messages import (
     Uncompacted,
     WorkerReport,
 )
+from fastgen_vllm.runtime.replayed import replayed
 from fastgen_vllm.runtime.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.runtime.tracked import Held, TrackedRequest
 
@@ -42,6 +44,7 @@ class FastGenRuntime:
         max_requests: most requests that run at once.
         decode_attention: the op of that name, or one with its signature and effects.
         pin_memory: whether numbers for the device go there from pinned memory.
+        rotation: how queries are turned that are replayed; needed for ``observe: replay``.
     """
 
     #: Position and value of a slot.
@@ -61,6 +64,7 @@ class FastGenRuntime:
         max_requests: int,
         decode_attention: Callable[..., None],
         pin_memory: bool = False,
+        rotation: Rotation | None = None,
     ) -> None:
         self._config = config
         self._geometry = geometry
@@ -68,6 +72,9 @@ class FastGenRuntime:
         self._device = arena.device
         self._decode_attention = decode_attention
         self._pin_memory = pin_memory
+        self._is_replay = config.observe == "replay"
+        assert rotation is not None or not self._is_replay
+        self._rotation = rotation
         self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
@@ -94,7 +101,7 @@ class FastGenRuntime:
 
     def track(self, request_id: str, prompt: list[int], options: RequestOptions) -> None:
         """Start profiling a new request."""
-        first = len(prompt) - observed_queries(self._config, len(prompt))
+        first = first_observed(self._config, len(prompt))
         prompt_class = self._token_class[self._to_device(prompt, torch.int64)]
         self._requests[request_id] = TrackedRequest(options, prompt_class, first, first)
 
@@ -290,6 +297,8 @@ class FastGenRuntime:
         assert request.energy is not None
         request.next_observed = high
         request.prompt_row = block_row
+        if self._is_replay:
+            self._clear_values(block_row, low, high, request.num_prompt)
         return ObservedRows(
             request.attention,
             request.energy,
@@ -297,19 +306,43 @@ class FastGenRuntime:
             begin + high - first,
             low,
             block_row,
+            request.num_prompt,
+            request.waiting if self._is_replay else None,
         )
 
+    def _clear_values(self, block_row: Tensor, low: int, high: int, num_prompt: int) -> None:
+        """Forget what the slots of the blocks were worth that are whole with tokens ``low ..``."""
+        end = high if high == num_prompt else high // BLOCK * BLOCK
+        block, slot = self._stock_slots(block_row, low // BLOCK * BLOCK, end)
+        self._values[block, :, slot] = 0
+
+    def _stock_slots(self, block_row: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Block and slot of a prompt's tokens ``first .. end - 1``, on its stock blocks."""
+        token = torch.arange(first, max(first, end), device=self._device)
+        slots = self._geometry.block_size
+        return block_row[token // slots].long(), token % slots
+
     def observe(
-        self, layer: int, query: Tensor, scale: float, work: StepWork, strict: bool = False
+        self,
+        layer: int,
+        query: Tensor,
+        scale: float,
+        work: StepWork,
+        strict: bool = False,
+        reader: Hashable = None,
     ) -> None:
         """Add the observed queries' attention to one layer's K.
 
         Args:
             query: [T, H*G, D], after rotary embedding; keys are already on stock pages.
-            strict: no query sees its own token.
+            strict: no query sees its own token. Replayed from behind, all see all.
+            reader: whose queries they are, where several layers read one layer's K.
         """
         start = time.perf_counter()
         for rows in work.observed:
+            if rows.waiting is not None:
+                self._replay(layer, query[rows.begin : rows.end], scale, rows, (layer, reader))
+                continue
             begin, first = rows.begin, rows.first_position
             if strict:
                 sees_nothing = first == 0
@@ -328,6 +361,21 @@ class FastGenRuntime:
                 rows.energy[layer],
             )
         self._report.profiling_seconds += time.perf_counter() - start
+
+    def _replay(
+        self, layer: int, query: Tensor, scale: float, rows: ObservedRows, reader: Hashable
+    ) -> None:
+        assert rows.waiting is not None and self._rotation is not None
+        for asked in replayed(query, rows.first_position, rows.num_prompt, reader, rows.waiting):
+            turn = self._rotation.table[len(asked.query)]
+            arguments = (
+                *(asked.query, self._arena, layer, rows.block_row, asked.first_position, scale),
+                *(self._config.pool, turn, self._rotation.interleaved),
+            )
+            if asked.is_last:
+                ops.replayed_mass(*arguments, rows.attention[layer], rows.energy[layer])
+            else:
+                ops.replay(*arguments, SAMPLE, self._values)
 
     def store(self, layer: int, key: Tensor, value: Tensor, rows: DecodeRows) -> None:
         """Store the new tokens of compacted requests.
@@ -379,6 +427,20 @@ class FastGenRuntime:
         ops.value_norm(self._arena, block_row, norm)
         return norm
 
+    def _energy(self, request: TrackedRequest) -> Tensor:
+        """[L, H, N] float32, of the observed queries; in a replay also what blocks' own ones read.
+
+        The latter is scaled from the ``N`` queries of all blocks to the ``W`` last ones.
+        """
+        assert request.energy is not None and request.prompt_row is not None
+        if not self._is_replay:
+            return request.energy
+        num_prompt = request.num_prompt
+        block, slot = self._stock_slots(request.prompt_row, 0, num_prompt)
+        of_blocks = self._values[block, :, slot].T.reshape(request.energy.shape)
+        share = observed_queries(self._config, num_prompt) / num_prompt
+        return request.energy + of_blocks * share
+
     def finish_step(self) -> WorkerReport | None:
         """Choose policies for prompts whose last observed query has passed; report."""
         start = time.perf_counter()
@@ -388,10 +450,11 @@ class FastGenRuntime:
             assert request.energy is not None and request.prompt_row is not None
             profile = PromptProfile(
                 request.attention,
-                request.energy,
+                self._energy(request),
                 self._value_norm(request.prompt_row, request.num_prompt),
                 request.prompt_class,
-                request.num_prompt - request.observed_from,
+                observed_queries(self._config, request.num_prompt),
+                self._is_replay,
             )
             try:
                 with self._device:  # where policies and plans make their tensors

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastgen_vllm.runtime.replayed import Waiting
+
 
 class ObservedRows(NamedTuple):
     """Observed queries of one request in this step."""
@@ -14,6 +16,8 @@ class ObservedRows(NamedTuple):
     end: int
     first_position: int
     block_row: Tensor  # [blocks] int32
+    num_prompt: int  # N
+    waiting: Waiting | None  # queries that wait to be replayed; None: they are taken as they are
 
 
 class DecodeRows(NamedTuple):

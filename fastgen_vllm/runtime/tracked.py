@@ -9,6 +9,7 @@ from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.messages import PlanReport
+from fastgen_vllm.runtime.replayed import Waiting
 
 
 class Held(NamedTuple):
@@ -28,6 +29,7 @@ class TrackedRequest:
     next_observed: int
     attention: Tensor | None = None  # [L, H, N] while profiling
     energy: Tensor | None = None  # [L, H, N] while profiling
+    waiting: Waiting = field(default_factory=dict)  # while its queries are replayed
     prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
     preemptions: int = 0
     prepared: PreparedCompaction | None = None  # until it is carried out
@@ -47,4 +49,5 @@ class TrackedRequest:
         self.next_observed = self.observed_from
         self.attention = self.energy = self.prompt_row = self.prepared = self.planned = None
         self.lane = self.size = None
+        self.waiting.clear()
         self.later_class.clear()

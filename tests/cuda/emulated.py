@@ -106,6 +106,10 @@ class ValueNormCall(ctypes.Structure):
     )
 
 
+class Turn(ctypes.Structure):
+    _fields_ = (("angles", Pointer), ("pairs", Int), ("interleaved", ctypes.c_bool))
+
+
 class AttentionMassCall(ctypes.Structure):
     _fields_ = (
         ("pool", PagePool),
@@ -119,6 +123,8 @@ class AttentionMassCall(ctypes.Structure):
         ("block_row", BlockRow),
         ("scale", ctypes.c_float),
         ("pooling", Int),
+        ("is_replay", ctypes.c_bool),
+        ("turn", Turn),
         ("block_queries", Int),  # the CPU's
         ("score_stride", Long),  # the CPU's
         ("mass", Pointer),

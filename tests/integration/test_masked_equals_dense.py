@@ -48,6 +48,16 @@ CONFIGS = {
         force=True,
         coverage=CoverageOptions(recent=0.2, generated=0.5),
     ),
+    "replay": FastGenConfig(
+        policy="coverage",
+        keep=0.3,
+        observe="replay",
+        force=True,
+        coverage=CoverageOptions(recent=0.1, generated=0.5),
+    ),
+    "replay-max": FastGenConfig(
+        policy="coverage", recovery=0.7, observe="replay", force=True, pool="max"
+    ),
     "share-generated": FastGenConfig(
         policy="coverage",
         keep=0.3,
@@ -105,7 +115,8 @@ def compare(
 
     oracle = Decoder(model)
     num_observed = observed_queries(config, len(prompt))
-    logprobs = oracle.prefill(prompt, num_observed, config.pool)
+    is_replay = config.observe == "replay"
+    logprobs = oracle.prefill(prompt, num_observed, config.pool, replay=is_replay)
     token_class = table[torch.tensor(prompt)]
     profile = PromptProfile(
         attention=oracle.attention,
@@ -113,6 +124,7 @@ def compare(
         value_norm=oracle.value_norm,
         token_class=token_class,
         num_observed=num_observed,
+        is_replay=is_replay,
     )
     geometry = CacheGeometry(
         oracle.num_layers,
@@ -138,10 +150,10 @@ def compare(
 
 
 def run_tiny(
-    name: str, model: Path, max_tokens: int = 90
+    name: str, model: Path, max_tokens: int = 90, num_prompt: int = 203, **options: Any
 ) -> tuple[CompactionPlan, list[list[list[int]]]]:
-    """Compare on a random model with a prompt of 203 tokens."""
-    (prompt,) = random_prompts([203])
+    """Compare on a random model."""
+    (prompt,) = random_prompts([num_prompt])
     return compare(
         model,
         CONFIGS[name],
@@ -149,8 +161,9 @@ def run_tiny(
         max_tokens=max_tokens,
         tolerance=2e-3,
         skip_tokenizer_init=True,
-        max_model_len=512,
-        kv_cache_memory_bytes=2**22,
+        max_model_len=num_prompt + 309,
+        kv_cache_memory_bytes=2**24,
+        **options,
     )
 
 
@@ -159,6 +172,16 @@ def run_tiny(
 def test_random_model(name: str, model: str, request: pytest.FixtureRequest) -> None:
     plan, _ = run_tiny(name, request.getfixturevalue(model))
     assert plan.kept_share < 1.0, "nothing was freed: the test compares nothing"
+
+
+@pytest.mark.parametrize("name", ["replay", "replay-max"])
+@pytest.mark.parametrize("chunk", [64, 256, 300, 2048])
+def test_replay_of_several_blocks(name: str, chunk: int, tiny_llama: Path) -> None:
+    """The last block is short, and the last queries are of two blocks."""
+    plan, _ = run_tiny(
+        name, tiny_llama, 20, 1_100, max_num_batched_tokens=chunk, enable_chunked_prefill=True
+    )
+    assert plan.kept_share < 1.0
 
 
 @pytest.mark.parametrize("name", ["generated", "share-generated"])
@@ -193,7 +216,7 @@ def test_capacity_grows_with_the_answer(name: str, appending: bool, tiny_llama: 
         assert before[layer, head] <= len(kept[layer][head]) <= now[layer, head]
 
 
-@pytest.mark.parametrize("name", ["paper", "coverage", "generated", "growing"])
+@pytest.mark.parametrize("name", ["paper", "coverage", "generated", "growing", "replay"])
 def test_real_model(name: str, default_model: Path) -> None:
     text = Path(torch.__file__).parent.joinpath("functional.py").read_text()
     tokenizer = AutoTokenizer.from_pretrained(default_model)

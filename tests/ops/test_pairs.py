@@ -15,6 +15,8 @@ from tests.ops import (
     test_attention_mass,
     test_compact,
     test_decode_attention,
+    test_replay,
+    test_replayed_mass,
     test_store,
     test_value_norm,
 )
@@ -103,6 +105,16 @@ def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) 
                 part, arena, 1, row, N - W + first, D**-0.5, "mean", *sums[-1].unbind()
             )
     assert all(torch.equal(sums[0], other) for other in sums[1:])
+
+
+@pytest.mark.parametrize(("S", "D", "G"), SHAPES)
+def test_replays_err_no_more_than_twice_as_much_as_torch(
+    isa: str, S: int, D: int, G: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("replay", "replayed_mass"):
+        monkeypatch.setattr(ops, name, in_pairs(getattr(ops, name)))
+    test_replay.test_error_is_within_twice_that_of_torch(isa, DTYPE, S, D, G)
+    test_replayed_mass.test_error_is_within_twice_that_of_torch(isa, DTYPE, S, D, G)
 
 
 @pytest.mark.parametrize(("S", "D"), PAGES)

@@ -15,11 +15,12 @@ def parameters(function: Callable[..., None]) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
-@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("op", [*CALLS, "replay", "replayed_mass"])
 def test_references_and_emulated_ops(op: str) -> None:
     schema = parameters(getattr(ops, op))  # importing them compares them with the schemas
     assert parameters(getattr(reference, op)) == schema
-    assert parameters(getattr(EmulatedOps, op)) == schema
+    if op in CALLS:
+        assert parameters(getattr(EmulatedOps, op)) == schema
 
 
 def test_other_decode_kernels() -> None:

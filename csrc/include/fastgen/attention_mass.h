@@ -12,44 +12,16 @@
 // of queries; the block's scores, 4 * G per (query, token), stay in the second-level cache. Tried
 // and lost: a second sweep over K, which computes all scores twice; pooled probabilities of all
 // queries in memory, added up by a second kernel.
+//
+// In a replay (fastgen/replay.h) rows are turned behind all keys and see all of them; what a row as
+// it was sees of its nearest tokens is in its sum, too.
 #pragma once
 
+#include "fastgen/rows.h"
 #include "fastgen/tiles.h"
 
 namespace fastgen {
 namespace FASTGEN_ISA {
-
-// Lanes of a vector that begins at token t whose tokens are seen.
-FASTGEN_INLINE Ints seen_lanes(int t, int valid) {
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < Ints{} + (valid - t);
-}
-
-// One row's softmax over [0, end), end a multiple of kTile, of which `valid` are seen: leaves
-// exp(scale * score - maximum) in place, 0 where unseen, and returns 1 / their sum. What is unseen
-// may be NaN.
-FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end) {
-  const int whole = valid / (2 * kLanes) * (2 * kLanes);
-  Floats most = broadcast(kLowest), other = most;
-  for (int t = 0; t < whole; t += 2 * kLanes) {
-    most = maximum(most, load(scores + t) * scale);
-    other = maximum(other, load(scores + t + kLanes) * scale);
-  }
-  most = maximum(most, other);
-  for (int t = whole; t < end; t += kLanes) {
-    most = maximum(most, seen_lanes(t, valid) ? load(scores + t) * scale : broadcast(kLowest));
-  }
-  const float row_most = reduce_max(most);
-  Floats sum = {};
-  for (int t = 0; t < end; t += kLanes) {
-    Floats e = exp_nonpositive(load(scores + t) * scale - row_most);
-    if (t >= whole) e = seen_lanes(t, valid) ? e : Floats{};
-    save(scores + t, e);
-    sum += e;
-  }
-  return 1.f / reduce_sum(sum);
-}
 
 // Where a block's scores and what its rows are multiplied with lie in the workspace.
 struct MassBlock {
@@ -64,7 +36,7 @@ FASTGEN_INLINE MassBlock mass_block(const AttentionMassArgs& a, int index, float
   const int first = index * a.block_queries;
   const int left = a.num_queries - first;
   const int queries = left < a.block_queries ? left : a.block_queries;
-  const int seen = a.first_position + first + queries;
+  const int seen = a.first_position + (a.is_replay ? a.num_queries : first + queries);
   return {first, queries, (seen + kTile - 1) / kTile * kTile, workspace,
           workspace + a.block_queries * a.group_size * a.score_stride};
 }
@@ -75,29 +47,43 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
   const int d = a.pool.head_size, group = a.group_size, slots = a.pool.page_slots;
   R* rows = reinterpret_cast<R*>(block.inverses);  // [W*G, D]
 
+  const int num_rows = block.num_queries * group;
+  R* as_is = rows + static_cast<int64_t>(a.block_queries) * group * d;  // of a replay
   const auto* query = reinterpret_cast<const typename Type<T>::Plain*>(a.query) +
                       block.first_query * a.query_token_stride +
                       static_cast<int64_t>(head) * group * a.query_head_stride;
-  for (int q = 0; q < block.num_queries; ++q) {
+  for (int q = 0; q < block.num_queries && !a.is_replay; ++q) {
     load_rows(query + q * a.query_token_stride, a.query_head_stride, group, d,
               rows + static_cast<int64_t>(q) * group * d);
   }
+  if (a.is_replay) load_queries<T>(a, head, block.first_query, block.num_queries, as_is, rows);
   const auto tile_at = [&](int token) {
     const char* page = stock_page(a.pool, a.layer, a.block_row.blocks[token / slots], head);
     return key_tile(reinterpret_cast<const T*>(page), token % slots, d);
   };
-  const Tiles<T> tiles(block.num_queries * group);
+  const Tiles<T> tiles(num_rows);
   for (int token = 0; token < block.end; token += kTile) {
     const T* tile = tile_at(token);
     const T* next = token + kTile < block.end ? tile_at(token + kTile) : tile;
     tiles.dot(rows, d, tile, slots, next, 1.f, block.scores + token, a.score_stride);
   }
-  for (int q = 0; q < block.num_queries; ++q) {
-    const int valid = a.first_position + block.first_query + q + 1;
-    for (int row = q * group; row < (q + 1) * group; ++row) {
-      block.inverses[row] =
-          softmax_row(block.scores + row * a.score_stride, a.scale, valid, block.end);
+  const int first = a.first_position + block.first_query;
+  const int near = first < kNear ? 0 : (first - kNear + 1) / kTile * kTile;
+  float* near_scores = block.inverses + 2 * static_cast<int64_t>(a.block_queries) * group * d;
+  int num_near = 0;
+  for (; a.is_replay && near + num_near < first + block.num_queries; num_near += kTile) {
+    const T* tile = tile_at(near + num_near);
+    tiles.dot(as_is, d, tile, slots, tile, 1.f, near_scores + num_near, kMostNear);
+  }
+  for (int row = 0; row < num_rows; ++row) {
+    const int own = first + row / group;
+    ExpSum others;
+    if (a.is_replay) {
+      add_near(others, near_scores + row * kMostNear, a.scale, near, own, num_near);
     }
+    const int valid = a.is_replay ? a.first_position + a.num_queries : own + 1;
+    block.inverses[row] =
+        softmax_row(block.scores + row * a.score_stride, a.scale, valid, block.end, others);
   }
 }
 
@@ -133,7 +119,8 @@ static __attribute__((noinline)) void mass_add_tile(const AttentionMassArgs& a,
 
 static void mass_add(const AttentionMassArgs& a, int head, int query_block, float* workspace) {
   const MassBlock block = mass_block(a, query_block, workspace);
-  const int seen = a.first_position + block.first_query + block.num_queries;
+  const int seen =
+      a.first_position + (a.is_replay ? a.num_queries : block.first_query + block.num_queries);
   float* mass = a.mass + head * a.mass_stride;
   float* energy = a.energy + head * a.energy_stride;
   int token = 0;

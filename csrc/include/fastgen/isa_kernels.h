@@ -6,6 +6,7 @@
 #include "fastgen/attention_mass.h"
 #include "fastgen/compact.h"
 #include "fastgen/decode_attention.h"
+#include "fastgen/replay.h"
 #include "fastgen/store.h"
 #include "fastgen/value_norm.h"
 
@@ -18,6 +19,7 @@ extern const Kernels FASTGEN_TABLE;
 const Kernels FASTGEN_TABLE = {
     FASTGEN_STRING(FASTGEN_ISA), FASTGEN_ISA::mass_observe,  FASTGEN_ISA::mass_add,
     FASTGEN_ISA::compact,        FASTGEN_ISA::store,         FASTGEN_ISA::value_norm,
+    FASTGEN_ISA::replay_sample,  FASTGEN_ISA::replay_rows,   FASTGEN_ISA::replay_add,
     FASTGEN_ISA::decode_part,    FASTGEN_ISA::decode_finish,
 };
 

@@ -42,6 +42,13 @@ FASTGEN_ANYWHERE static inline HeadRecord& record_of(const StepRequests& step, c
   return step.heads[(lane * pool.num_layers + step.layer) * pool.num_heads + head];
 }
 
+// By how much queries are turned, to lie behind all keys.
+struct Turn {
+  const float* angles;  // [2, pairs] cosines and sines
+  int pairs;            // of columns; those behind them stay
+  bool interleaved;     // a pair is columns 2i and 2i + 1, not i and i + pairs
+};
+
 struct AttentionMassArgs {
   PagePool pool;
   const char* query;  // [W, H*G, D]
@@ -54,6 +61,8 @@ struct AttentionMassArgs {
   BlockRow block_row;
   float scale;
   Pooling pooling;
+  bool is_replay;        // queries are turned and see all keys, and their own near ones as well
+  Turn turn;             // of a replay
   int block_queries;     // queries of one item
   int64_t score_stride;  // floats between the rows of a block's scores
   float* mass;           // [H, >= first_position + W]
@@ -61,6 +70,43 @@ struct AttentionMassArgs {
   float* energy;  // [H, >= first_position + W]
   int64_t energy_stride;
 };
+
+// First keys, which every sum of a replay has exactly.
+constexpr int kSinks = 4;
+// Of a cache that the CPU's replay takes.
+constexpr int kMostHeadSize = 1024;
+
+struct ReplayArgs {
+  PagePool pool;
+  const char* query;  // [W, H*G, D]
+  int64_t query_token_stride;
+  int64_t query_head_stride;
+  int num_queries;     // W
+  int group_size;      // G
+  int first_position;  // position of query 0, a multiple of kTile
+  int layer;
+  BlockRow block_row;
+  float scale;
+  Pooling pooling;
+  Turn turn;
+  int sample_step;    // 1: all keys
+  float sample_bias;  // its logarithm
+  int sample_tiles;   // of kTile keys
+  char* sample;       // [H, sample_tiles, a tile of K]
+  float* parts;       // [H, tiles of queries, 2 * kTile]
+  float* values;      // [B, L*H, S]
+};
+
+// Keys that there are.
+static inline int replay_end(const ReplayArgs& a) { return a.first_position + a.num_queries; }
+static inline int replay_tiles(const ReplayArgs& a) { return (a.num_queries + kTile - 1) / kTile; }
+// The token of number k of the sample: the first few, then the last one of every `sample_step`.
+static inline int sampled_token(const ReplayArgs& a, int k) {
+  return k < kSinks ? k : (k - kSinks) * a.sample_step + a.sample_step - 1;
+}
+static inline int num_sampled(const ReplayArgs& a) {
+  return kSinks + replay_end(a) / a.sample_step;
+}
 
 struct ValueNormArgs {
   PagePool pool;
@@ -131,6 +177,9 @@ struct Kernels {
   void (*compact)(const CompactArgs&, int layer_head, int page);
   void (*store)(const StoreArgs&, int request, int head);
   void (*value_norm)(const ValueNormArgs&, int layer_head, int page);
+  void (*replay_sample)(const ReplayArgs&, int head, int tile);
+  void (*replay_rows)(const ReplayArgs&, int head, int tile, float* workspace);
+  void (*replay_add)(const ReplayArgs&, int head, int tile);
   void (*decode_part)(const DecodeArgs&, const DecodePart&, const DecodePart& following,
                       float* workspace);
   void (*decode_finish)(const DecodeArgs&, const DecodePart* parts, int num_parts);
@@ -139,7 +188,11 @@ struct Kernels {
 // Floats of workspace that one worker needs.
 static inline int64_t mass_workspace(const AttentionMassArgs& a) {
   const int64_t rows = static_cast<int64_t>(a.block_queries) * a.group_size;
-  return rows * (a.score_stride + a.pool.head_size);
+  const int near = a.is_replay ? a.pool.head_size + 4 * kTile : 0;  // rows as they were, scores
+  return rows * (a.score_stride + a.pool.head_size + near);
+}
+static inline int64_t replay_workspace(const ReplayArgs& a) {
+  return static_cast<int64_t>(kTile) * a.group_size * (10 * kTile + 2 + 2 * a.pool.head_size);
 }
 static inline int64_t decode_workspace(const DecodeArgs& a) {
   const int run = a.pool.page_slots > kMostRunSlots ? a.pool.page_slots : kMostRunSlots;

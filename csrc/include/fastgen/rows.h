@@ -1,0 +1,126 @@
+// Rows of scores: their softmax, in one go or in parts, and the queries behind them when they are
+// asked again from behind all keys.
+#pragma once
+
+#include "fastgen/dot_tile.h"
+
+namespace fastgen {
+namespace FASTGEN_ISA {
+
+constexpr int kNear = 32;             // tokens up to its own that a query keeps seeing as it was
+constexpr int kMostNear = 4 * kTile;  // scores among which they are
+constexpr float kUnseen = kLowest / 2;
+
+// A sum of exponentials so far: total * exp(most).
+struct ExpSum {
+  float most = kLowest;
+  float total = 0.f;
+};
+
+// Adds exp(scale * scores[i] + bias[i]) for i < count, a multiple of kLanes; nothing where the bias
+// is below kUnseen, whatever the score: it may be NaN.
+FASTGEN_INLINE void add_exponentials(ExpSum& sum, const float* scores, float scale,
+                                     const float* bias, int count) {
+  Floats most = broadcast(sum.most);
+  for (int t = 0; t < count; t += kLanes) {
+    const Floats b = load(bias + t);
+    most = maximum(most, b > kUnseen ? load(scores + t) * scale + b : broadcast(kLowest));
+  }
+  const float highest = reduce_max(most);
+  if (highest <= kUnseen) return;
+  Floats total = {};
+  for (int t = 0; t < count; t += kLanes) {
+    const Floats b = load(bias + t);
+    const Floats e = exp_nonpositive(load(scores + t) * scale + b - highest);
+    total += b > kUnseen ? e : Floats{};
+  }
+  sum.total = sum.total * exp_nonpositive(sum.most - highest) + reduce_sum(total);
+  sum.most = highest;
+}
+
+// Lanes of a vector that begins at token t whose tokens are seen.
+FASTGEN_INLINE Ints seen_lanes(int t, int valid) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < Ints{} + (valid - t);
+}
+
+// One row's softmax over [0, end), end a multiple of kTile, of which `valid` are seen, beside a sum
+// of others: leaves exp(scale * score - maximum) in place, 0 where unseen, and returns 1 / the sum
+// of all. What is unseen may be NaN.
+FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end,
+                                 const ExpSum& others) {
+  const int whole = valid / (2 * kLanes) * (2 * kLanes);
+  Floats most = broadcast(kLowest), other = most;
+  for (int t = 0; t < whole; t += 2 * kLanes) {
+    most = maximum(most, load(scores + t) * scale);
+    other = maximum(other, load(scores + t + kLanes) * scale);
+  }
+  most = maximum(most, other);
+  for (int t = whole; t < end; t += kLanes) {
+    most = maximum(most, seen_lanes(t, valid) ? load(scores + t) * scale : broadcast(kLowest));
+  }
+  const float row_most = reduce_max(maximum(most, broadcast(others.most)));
+  Floats sum = {};
+  for (int t = 0; t < end; t += kLanes) {
+    Floats e = exp_nonpositive(load(scores + t) * scale - row_most);
+    if (t >= whole) e = seen_lanes(t, valid) ? e : Floats{};
+    save(scores + t, e);
+    sum += e;
+  }
+  return 1.f / (reduce_sum(sum) + others.total * exp_nonpositive(others.most - row_most));
+}
+
+// Adds what a row sees of its own neighbours: those of the scores, of tokens from `first` on, that
+// lie up to kNear - 1 before its own token.
+FASTGEN_INLINE void add_near(ExpSum& sum, const float* scores, float scale, int first, int own,
+                             int count) {
+  float mask[kMostNear];
+  for (int i = 0; i < count; ++i) {
+    mask[i] = first + i <= own && own - first - i < kNear ? 0.f : kLowest;
+  }
+  add_exponentials(sum, scores, scale, mask, count);
+}
+
+// row[0:D] turned by its angles.
+FASTGEN_INLINE void turn_row(const Turn& turn, float* row) {
+  const float* cosines = turn.angles;
+  const float* sines = turn.angles + turn.pairs;
+  const auto turn_pair = [&](int i, float* first, float* second) {
+    const float x = *first, y = *second;
+    *first = x * cosines[i] - y * sines[i];
+    *second = y * cosines[i] + x * sines[i];
+  };
+  int i = 0;
+  for (; !turn.interleaved && i + kLanes <= turn.pairs; i += kLanes) {
+    const Floats x = load(row + i), y = load(row + turn.pairs + i);
+    const Floats c = load(cosines + i), s = load(sines + i);
+    save(row + i, x * c - y * s);
+    save(row + turn.pairs + i, y * c + x * s);
+  }
+  for (; !turn.interleaved && i < turn.pairs; ++i) turn_pair(i, row + i, row + turn.pairs + i);
+  for (; i < turn.pairs; ++i) turn_pair(i, row + 2 * i, row + 2 * i + 1);
+}
+
+// rows[q * G + g, :] = the queries of a head, as they are and turned.
+template <typename T, typename R, typename Args>
+FASTGEN_INLINE void load_queries(const Args& a, int head, int first, int count, R* rows,
+                                 R* turned) {
+  const int d = a.pool.head_size;
+  float row[kMostHeadSize];
+  for (int q = 0; q < count; ++q) {
+    for (int g = 0; g < a.group_size; ++g) {
+      const auto* query = reinterpret_cast<const typename Type<T>::Plain*>(a.query) +
+                          (first + q) * a.query_token_stride +
+                          (static_cast<int64_t>(head) * a.group_size + g) * a.query_head_stride;
+      const int64_t at = (static_cast<int64_t>(q) * a.group_size + g) * d;
+      copy_elements(query, d, rows + at);
+      copy_elements(query, d, row);
+      turn_row(a.turn, row);
+      for (int i = 0; i < d; i += kLanes) save(turned + at + i, load(row + i));
+    }
+  }
+}
+
+}  // namespace FASTGEN_ISA
+}  // namespace fastgen
