@@ -55,11 +55,6 @@ def observed_queries(config: FastGenConfig, num_tokens: int) -> int:
     return min(LAST if config.observe == "replay" else config.observe, num_tokens)
 
 
-def first_observed(config: FastGenConfig, num_tokens: int) -> int:
-    """The position from which on a prompt's queries have to be computed to profile it."""
-    return 0 if config.observe == "replay" else num_tokens - observed_queries(config, num_tokens)
-
-
 def plan_compaction(
     profile: PromptProfile,
     config: FastGenConfig,

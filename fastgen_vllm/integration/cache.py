@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class PerHeadManager(FullAttentionManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._streams: dict[str, StreamSize] = {}
+        #: blocks beside whose K and V lies what their own queries read when they were replayed
+        self._replayed: set[int] = set()
 
     def is_compacted(self, request_id: str) -> bool:
         """Whether the request's row is a page stream."""
@@ -85,6 +88,22 @@ class PerHeadManager(FullAttentionManager):
         """Blocks that the pool can hand out."""
         return int(self.block_pool.get_num_free_blocks())
 
+    def note_replayed(self, request_id: str, num_tokens: int) -> None:
+        """The queries of a prompt's first tokens have been replayed, or will be in this step."""
+        row = self.req_to_blocks[request_id]
+        self._replayed.update(block.block_id for block in row[: num_tokens // self.block_size])
+
+    def num_replayed(self, row: Sequence[KVCacheBlock]) -> int:
+        """Tokens of a row's first blocks whose queries have been replayed."""
+        known = takewhile(lambda block: block.block_id in self._replayed, row)
+        return len(list(known)) * int(self.block_size)
+
+    def _take(self, count: int) -> list[KVCacheBlock]:
+        """New blocks: nothing of what lies in them counts any more."""
+        blocks = list(self.block_pool.get_new_blocks(count))
+        self._replayed.difference_update(block.block_id for block in blocks)
+        return blocks
+
     def compact(
         self, request_id: str, size: StreamSize, num_stored: int
     ) -> tuple[list[int], list[int]]:
@@ -96,9 +115,9 @@ class PerHeadManager(FullAttentionManager):
         """
         old, pool = self.req_to_blocks[request_id], self.block_pool
         needed = size.blocks(num_stored)
-        new = pool.get_new_blocks(min(needed, self.num_free()))
+        new = self._take(min(needed, self.num_free()))
         pool.free_blocks(reversed(old))
-        new += pool.get_new_blocks(needed - len(new))
+        new += self._take(needed - len(new))
         self.req_to_blocks[request_id] = new
         self._streams[request_id] = size
         return [block.block_id for block in old], [block.block_id for block in new]
@@ -132,11 +151,13 @@ class PerHeadManager(FullAttentionManager):
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
         if (size := self._streams.get(request_id)) is None:
-            return list(super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model))
+            new = super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model)
+            self._replayed.difference_update(block.block_id for block in new)
+            return list(new)
         missing = size.blocks(num_tokens) - self.num_blocks(request_id)
         if missing <= 0:
             return []
-        blocks = list(self.block_pool.get_new_blocks(missing))
+        blocks = self._take(missing)
         self.req_to_blocks[request_id].extend(blocks)
         return blocks
 

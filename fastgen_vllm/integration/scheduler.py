@@ -22,8 +22,9 @@ from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.integration.progress import RequestProgress
 from fastgen_vllm.integration.summary import RequestSummary
-from fastgen_vllm.lifecycle import first_observed
+from fastgen_vllm.lifecycle import observed_queries
 from fastgen_vllm.pages.size import StreamSize, cdiv
+from fastgen_vllm.profile.replay import BLOCK, whole_blocks
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import external_id
 from fastgen_vllm.runtime.messages import (
@@ -59,6 +60,7 @@ class PerHeadScheduling(Scheduler):
             return super().schedule(throttle_prefills)
         compactions = self._compact_pending(self._manager)
         output = super().schedule(throttle_prefills)
+        self._note_replayed(output, self._manager)
         preempted = output.preempted_req_ids or ()
         orders = StepOrders(
             compactions=[order for order in compactions if order.request_id not in preempted],
@@ -87,6 +89,16 @@ class PerHeadScheduling(Scheduler):
             scheduler_output, model_runner_output
         )
         return outputs
+
+    def _note_replayed(self, output: SchedulerOutput, manager: PerHeadManager) -> None:
+        """Remember which blocks of prompts have been replayed once this step is over."""
+        if self._fastgen.observe != "replay":
+            return
+        for request_id in output.num_scheduled_tokens:
+            request = self.requests[request_id]
+            if self._progress[request_id].is_profiled and not manager.is_compacted(request_id):
+                computed = min(request.num_computed_tokens, request.num_prompt_tokens)
+                manager.note_replayed(request_id, whole_blocks(computed))
 
     def _receive(self, report: WorkerReport) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
@@ -199,12 +211,16 @@ class PerHeadScheduling(Scheduler):
         return Uncompacted.FINISHED_FIRST
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Cap a prefix-cache hit so that all observed queries are computed."""
+        """Cap a prefix-cache hit so that all observed queries are computed, or have been."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         progress = self._progress.get(request.request_id)
         if progress is None or not progress.is_profiled:
             return blocks, num_hit, boundary, diverged
-        first = first_observed(self._fastgen, int(request.num_prompt_tokens))
+        num_prompt = int(request.num_prompt_tokens)
+        first = num_prompt - observed_queries(self._fastgen, num_prompt)
+        if self._fastgen.observe == "replay" and self._manager is not None:
+            known = min(self._manager.num_replayed(blocks.blocks[0]), first)
+            first = whole_blocks(known) if BLOCK % self.block_size == 0 else 0
         if num_hit > first:
             num_hit = first // self.block_size * self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)

@@ -19,6 +19,11 @@ LAST = 256
 SAMPLE = 8
 
 
+def whole_blocks(num_tokens: int) -> int:
+    """How many of a prompt's first tokens are in blocks that are whole."""
+    return num_tokens // BLOCK * BLOCK
+
+
 class Rotation(NamedTuple):
     """By which angles a query is turned to lie some positions further on."""
 

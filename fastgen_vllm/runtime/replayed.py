@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastgen_vllm.profile.replay import BLOCK, LAST
+from fastgen_vllm.profile.replay import BLOCK, LAST, whole_blocks
 
 #: Queries that wait, [w, H*G, D], of the layer that has them: w < BLOCK + LAST.
 Waiting = dict[Hashable, Tensor]
@@ -37,7 +37,7 @@ def replayed(
     if (before := waiting.pop(reader, None)) is not None:
         query = torch.cat([before, query])
     start = end - len(query)
-    for first in range(first_position // BLOCK * BLOCK, end, BLOCK):
+    for first in range(whole_blocks(first_position), end, BLOCK):
         last = min(first + BLOCK, num_prompt)
         if last <= end:
             yield Replayed(query[first - start : last - start], first, False)
@@ -45,6 +45,6 @@ def replayed(
     if end == num_prompt:
         yield Replayed(query[last_rows - start :], last_rows, True)
     else:
-        kept = min(end // BLOCK * BLOCK, last_rows)
+        kept = min(whole_blocks(end), last_rows)
         if kept < end:
             waiting[reader] = query[kept - start :].clone()

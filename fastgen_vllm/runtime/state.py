@@ -10,12 +10,12 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
-from fastgen_vllm.lifecycle import first_observed, observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.prompt import PromptProfile
-from fastgen_vllm.profile.replay import BLOCK, SAMPLE, Rotation
+from fastgen_vllm.profile.replay import SAMPLE, Rotation, whole_blocks
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import ExpectedPlans, HeadTotals
 from fastgen_vllm.runtime.messages import (
@@ -101,7 +101,8 @@ class FastGenRuntime:
 
     def track(self, request_id: str, prompt: list[int], options: RequestOptions) -> None:
         """Start profiling a new request."""
-        first = first_observed(self._config, len(prompt))
+        observed = observed_queries(self._config, len(prompt))
+        first = 0 if self._is_replay else len(prompt) - observed
         prompt_class = self._token_class[self._to_device(prompt, torch.int64)]
         self._requests[request_id] = TrackedRequest(options, prompt_class, first, first)
 
@@ -286,6 +287,8 @@ class FastGenRuntime:
         high = min(seq_len, request.num_prompt)
         if low >= high or request.planned is not None:
             return None
+        if self._is_replay and request.attention is None:  # others have replayed what it found
+            request.next_observed = whole_blocks(low)
         if low != request.next_observed:
             self.release(request_id)
             self._report.without_plan[request_id] = Uncompacted.UNOBSERVED
@@ -312,8 +315,8 @@ class FastGenRuntime:
 
     def _clear_values(self, block_row: Tensor, low: int, high: int, num_prompt: int) -> None:
         """Forget what the slots of the blocks were worth that are whole with tokens ``low ..``."""
-        end = high if high == num_prompt else high // BLOCK * BLOCK
-        block, slot = self._stock_slots(block_row, low // BLOCK * BLOCK, end)
+        end = high if high == num_prompt else whole_blocks(high)
+        block, slot = self._stock_slots(block_row, whole_blocks(low), end)
         self._values[block, :, slot] = 0
 
     def _stock_slots(self, block_row: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
