@@ -11,6 +11,7 @@ namespace cpu {
 
 void attention_mass(AttentionMassArgs a);
 void replay(ReplayArgs a);
+void replayed_mass(const AttentionMassArgs& a);
 void value_norm(const ValueNormArgs& a);
 void compact(const CompactArgs& a);
 void store(const StoreArgs& a);
@@ -22,6 +23,8 @@ void decode_attention(DecodeArgs a);
 namespace cuda {
 
 void attention_mass(const AttentionMassArgs& a, const torch::stable::Tensor& arena);
+void replay(const ReplayArgs& a, const torch::stable::Tensor& arena);
+void replayed_mass(const AttentionMassArgs& a, const torch::stable::Tensor& arena);
 void value_norm(const ValueNormArgs& a, const torch::stable::Tensor& arena);
 void compact(const CompactArgs& a, const torch::stable::Tensor& arena);
 void store(const StoreArgs& a, const torch::stable::Tensor& arena);

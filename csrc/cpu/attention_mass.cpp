@@ -44,4 +44,6 @@ void attention_mass(AttentionMassArgs a) {
   });
 }
 
+void replayed_mass(const AttentionMassArgs& a) { attention_mass(a); }
+
 }  // namespace fastgen::cpu

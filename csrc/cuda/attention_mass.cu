@@ -9,17 +9,12 @@ cudaError_t observe(const AttentionMassArgs& a, SoftmaxRow* softmax_rows, cudaSt
   constexpr int kKeysBytes = kKeyTiles<T, kHeadSize> * kKeyTileBytes<T, kHeadSize>;
   constexpr int kQueries = kMassWarps * kQueryTile;
   const auto sums = mass_rows<T, kHeadSize>;
-  const auto add = mass_add<T, kHeadSize>;
   if (const cudaError_t error = allow_shared(sums, kKeysBytes)) return error;
-  if (const cudaError_t error = allow_shared(add, kMassAddBytes<T, kHeadSize>)) return error;
   const dim3 query_grid((a.num_queries + kQueries - 1) / kQueries, a.pool.num_heads * a.group_size);
-  const dim3 token_grid((a.first_position + a.num_queries + kTokenTile - 1) / kTokenTile,
-                        a.pool.num_heads);
   const cudaError_t error =
       launch(sums, query_grid, dim3(kMassThreads), kKeysBytes, stream, a, softmax_rows);
   if (error != cudaSuccess) return error;
-  return launch(add, token_grid, dim3(kMassThreads), kMassAddBytes<T, kHeadSize>, stream, a,
-                softmax_rows);
+  return add_mass<T, kHeadSize>(a, softmax_rows, stream);
 }
 
 }  // namespace

@@ -61,7 +61,11 @@ struct QueryRows {
   int64_t stride;
   int count;
 
-  __device__ __forceinline__ QueryRows(const AttentionMassArgs& a, int query_head, int first)
+  __device__ __forceinline__ QueryRows(const T* data, int64_t stride, int count)
+      : data(data), stride(stride), count(count) {}
+
+  template <typename Args>
+  __device__ __forceinline__ QueryRows(const Args& a, int query_head, int first)
       : data(reinterpret_cast<const T*>(a.query) + first * a.query_token_stride +
              query_head * a.query_head_stride),
         stride(a.query_token_stride),
@@ -135,9 +139,8 @@ struct QueryTile<float, kHeadSize> {
 
 // Begins to copy the keys of tokens [first, first + 64) of a head, those below `end`; the block's
 // threads together. Rows of other tokens become zeros.
-template <typename T, int kHeadSize>
-__device__ __forceinline__ void fetch_keys(const AttentionMassArgs& a, int head, int first, int end,
-                                           T* keys) {
+template <typename T, int kHeadSize, typename Args>
+__device__ __forceinline__ void fetch_keys(const Args& a, int head, int first, int end, T* keys) {
   const int vectors = a.pool.head_size / Vector<T>::kSize, slots = a.pool.page_slots;
   for (int i = threadIdx.x; i < kTokenTile * vectors; i += kMassThreads) {
     const int token = first + i / vectors, element = i % vectors * Vector<T>::kSize;
@@ -157,6 +160,46 @@ __device__ __forceinline__ void fetch_keys(const AttentionMassArgs& a, int head,
   commit_copies();
 }
 
+// Sums of exponentials of the scores that a warp has of 16 rows: this lane's columns of two of
+// them.
+struct RowSums {
+  float most[2] = {-INFINITY, -INFINITY};
+  float weight[2] = {};
+
+  __device__ __forceinline__ void add(int row, float score) {
+    const float highest = fmaxf(most[row], score);
+    weight[row] = weight[row] * exp2f(most[row] - highest) + exp2f(score - highest);
+    most[row] = highest;
+  }
+
+  // Adds up the lanes of each row and writes what softmax takes; the whole warp.
+  __device__ __forceinline__ void leave(int query_head, int first_query, int num_queries,
+                                        SoftmaxRow* softmax_rows) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int distance = 1; distance < 4; distance *= 2) {
+        const float other_most = __shfl_xor_sync(kWholeWarp, most[i], distance);
+        const float other_weight = __shfl_xor_sync(kWholeWarp, weight[i], distance);
+        const float highest = fmaxf(most[i], other_most);
+        // Token 0 is seen by every query, but not by every lane.
+        const float base = highest == -INFINITY ? 0.f : highest;
+        // In the order of lanes, so that all lanes get the same bits.
+        const bool first = (threadIdx.x & distance) == 0;
+        const float mine = weight[i] * exp2f(most[i] - base);
+        const float others = other_weight * exp2f(other_most - base);
+        weight[i] = first ? mine + others : others + mine;
+        most[i] = highest;
+      }
+      const int query = first_query + fragment_row(2 * i);
+      if (threadIdx.x % 4 == 0 && query < num_queries) {
+        softmax_rows[static_cast<int64_t>(query_head) * num_queries + query] = {most[i],
+                                                                                1.f / weight[i]};
+      }
+    }
+  }
+};
+
 template <typename T, int kHeadSize>
 __global__ void __launch_bounds__(kMassThreads)
     mass_rows(const __grid_constant__ AttentionMassArgs a, SoftmaxRow* softmax_rows) {
@@ -172,7 +215,7 @@ __global__ void __launch_bounds__(kMassThreads)
   const int end = a.first_position + min(block_query + kMassWarps * kQueryTile, a.num_queries);
   const float scale = a.scale * kLog2E;
 
-  float most[2] = {-INFINITY, -INFINITY}, weight[2] = {};  // of this lane's columns of two rows
+  RowSums sums;
   constexpr int kAhead = (kTiles - 1) * kTokenTile;
   if (kAhead > 0) fetch_keys<T, kHeadSize>(a, head, 0, end, keys);
   for (int first = 0, stage = 0; first < end; first += kTokenTile, stage = (stage + 1) % kTiles) {
@@ -188,37 +231,12 @@ __global__ void __launch_bounds__(kMassThreads)
       for (int e = 0; e < 4; ++e) {
         const int position = a.first_position + first_query + fragment_row(e);
         if (first + column + fragment_column(e) > position) continue;
-        const float score = scores[e] * scale;
-        const float highest = fmaxf(most[e / 2], score);
-        weight[e / 2] = weight[e / 2] * exp2f(most[e / 2] - highest) + exp2f(score - highest);
-        most[e / 2] = highest;
+        sums.add(e / 2, scores[e] * scale);
       }
     }
     __syncthreads();
   }
-  if (!works) return;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-      const float other_most = __shfl_xor_sync(kWholeWarp, most[i], distance);
-      const float other_weight = __shfl_xor_sync(kWholeWarp, weight[i], distance);
-      const float highest = fmaxf(most[i], other_most);
-      // Token 0 is seen by every query, but not by every lane.
-      const float base = highest == -INFINITY ? 0.f : highest;
-      // In the order of lanes, so that all lanes get the same bits.
-      const bool first = (threadIdx.x & distance) == 0;
-      const float mine = weight[i] * exp2f(most[i] - base);
-      const float others = other_weight * exp2f(other_most - base);
-      weight[i] = first ? mine + others : others + mine;
-      most[i] = highest;
-    }
-    const int query = first_query + fragment_row(2 * i);
-    if (threadIdx.x % 4 == 0 && query < a.num_queries) {
-      softmax_rows[static_cast<int64_t>(query_head) * a.num_queries + query] = {most[i],
-                                                                                1.f / weight[i]};
-    }
-  }
+  if (works) sums.leave(query_head, first_query, a.num_queries, softmax_rows);
 }
 
 template <typename T, int kHeadSize>
@@ -244,7 +262,7 @@ __global__ void __launch_bounds__(kMassThreads, 3)
   constexpr int kWarpTokens = kTokenTile / kMassWarps;
   const int warp_column = threadIdx.x / kWarpSize * kWarpTokens;
   // Queries before this one see none of these tokens.
-  const int first_seeing = max(0, first_token - a.first_position);
+  const int first_seeing = a.is_replay ? 0 : max(0, first_token - a.first_position);
   int set = 0;
   for (int query = first_seeing / kQueryTile * kQueryTile; query < a.num_queries;
        query += kQueryTile, set ^= 1) {
@@ -273,8 +291,8 @@ __global__ void __launch_bounds__(kMassThreads, 3)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int row = query + fragment_row(e);
-          const bool seen = row < a.num_queries &&
-                            first_token + column + fragment_column(e) <= a.first_position + row;
+          const int token = first_token + column + fragment_column(e);
+          const bool seen = row < a.num_queries && (a.is_replay || token <= a.first_position + row);
           const float p =
               seen ? exp2f(scores[e] * scale - softmax[e / 2].most) * softmax[e / 2].inverse : 0.f;
           mass[i][e] = pool_add(a.pooling, mass[i][e], p);
@@ -301,6 +319,18 @@ __global__ void __launch_bounds__(kMassThreads, 3)
     }
   }
   if (token < end) *to = total;
+}
+
+// Launches mass_add.
+template <typename T, int kHeadSize>
+cudaError_t add_mass(const AttentionMassArgs& a, const SoftmaxRow* softmax_rows,
+                     cudaStream_t stream) {
+  const auto add = mass_add<T, kHeadSize>;
+  if (const cudaError_t error = allow_shared(add, kMassAddBytes<T, kHeadSize>)) return error;
+  const dim3 grid((a.first_position + a.num_queries + kTokenTile - 1) / kTokenTile,
+                  a.pool.num_heads);
+  return launch(add, grid, dim3(kMassThreads), kMassAddBytes<T, kHeadSize>, stream, a,
+                softmax_rows);
 }
 
 }  // namespace fastgen

@@ -77,6 +77,40 @@ void attention_mass(const AttentionMassArgs& a, const Tensor& arena) {
       fastgen::attention_mass(a, static_cast<SoftmaxRow*>(rows.data_ptr()), device.stream()));
 }
 
+namespace {
+
+// Scratch of a replay of so many queries, and of so many keys that stand for others.
+struct ReplayTensors {
+  Tensor rows, turned, sample;
+
+  ReplayTensors(const OnDevice& device, const Tensor& arena, const PagePool& pool, int group_size,
+                int64_t num_queries, int64_t sampled)
+      : rows(device.scratch(2 * num_queries * pool.num_heads * group_size, ScalarType::Float)),
+        turned(device.scratch(num_queries * pool.num_heads * group_size * pool.head_size,
+                              arena.scalar_type())),
+        sample(device.scratch(sampled * pool.num_heads * pool.head_size, arena.scalar_type())) {}
+
+  ReplayScratch scratch() const {
+    return {static_cast<SoftmaxRow*>(rows.data_ptr()), static_cast<char*>(turned.data_ptr()),
+            static_cast<char*>(sample.data_ptr())};
+  }
+};
+
+}  // namespace
+
+void replay(const ReplayArgs& a, const Tensor& arena) {
+  const OnDevice device(arena);
+  const int64_t sampled = a.sample_step == 1 ? 0 : num_sampled(a);
+  const ReplayTensors tensors(device, arena, a.pool, a.group_size, a.num_queries, sampled);
+  device.check("replay", fastgen::replay(a, tensors.scratch(), device.stream()));
+}
+
+void replayed_mass(const AttentionMassArgs& a, const Tensor& arena) {
+  const OnDevice device(arena);
+  const ReplayTensors tensors(device, arena, a.pool, a.group_size, a.num_queries, 0);
+  device.check("replayed_mass", fastgen::replayed_mass(a, tensors.scratch(), device.stream()));
+}
+
 void value_norm(const ValueNormArgs& a, const Tensor& arena) {
   const OnDevice device(arena);
   device.check("value_norm", fastgen::value_norm(a, device.stream()));

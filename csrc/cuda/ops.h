@@ -25,6 +25,19 @@ struct SoftmaxRow {
 cudaError_t attention_mass(const AttentionMassArgs& a, SoftmaxRow* softmax_rows,
                            cudaStream_t stream);
 
+// Scratch of a replay; see replay.h.
+struct ReplayScratch {
+  SoftmaxRow* softmax_rows;  // [H*G, W]
+  char* turned;              // [W, H*G, D], of the cache's elements
+  char* sample;              // [H, num_sampled, D]; with a step of 1 none
+};
+
+cudaError_t replay(const ReplayArgs& a, const ReplayScratch& scratch, cudaStream_t stream);
+
+// `turn` of the arguments says by what; see attention_mass.h.
+cudaError_t replayed_mass(const AttentionMassArgs& a, const ReplayScratch& scratch,
+                          cudaStream_t stream);
+
 // Scratch of decode_attention; see decode_attention.h.
 struct DecodeScratch {
   int32_t* first_page;   // [R*H + 1]

@@ -13,6 +13,7 @@ void replay(const Tensor& query, const Tensor& arena, int64_t layer, const Tenso
   a.pool = check.arena();
   check.layer(layer, a.pool);
   check.rows("query", query, arena.scalar_type(), {kAny, kAny, a.pool.head_size});
+  check.aligned("query", query, 4, 2);
   a.group_size = check.group_size(query, a.pool);
   a.pooling = check.pooling(pool);
   require(first_position >= 0 && first_position % kTile == 0,
@@ -35,8 +36,7 @@ void replay(const Tensor& query, const Tensor& arena, int64_t layer, const Tenso
   a.sample_step = static_cast<int>(sample);
   a.sample_bias = std::log(static_cast<float>(sample));
   a.values = static_cast<float*>(values.data_ptr());
-  require(arena.is_cpu(), "replay: arena must be on the CPU; no kernel for GPUs replays yet");
-  cpu::replay(a);
+  FASTGEN_LAUNCH(replay, a, arena);
 }
 
 FASTGEN_OP(replay,

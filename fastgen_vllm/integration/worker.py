@@ -192,8 +192,6 @@ class PerHeadWorking(WorkerBase):
         if self._fastgen.observe != "replay":
             return None
         try:
-            if device.type != "cpu":
-                raise ValueError("its kernels run on the CPU only, so far")
             return rotation_of(self.model_runner.get_model(), device)
         except ValueError as error:
             raise ValueError(

@@ -17,6 +17,7 @@ from tests.ops.cases import (
 )
 from tests.ops.test_attention_mass import prompt
 from tests.ops.test_decode_attention import Step
+from tests.ops.test_replay import angles
 
 S = 16
 
@@ -44,6 +45,32 @@ def check_attention_mass(
     ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", *actual)
     reference.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", *expected)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def check_replay(
+    ops: EmulatedOps, dtype: torch.dtype, D: int, G: int, first: int = 64, W: int = 77
+) -> None:
+    """More than one tile of queries and of tokens, the last not whole; keys before the block."""
+    cache, row, query, _ = prompt(dtype, S, D, G, first + W, W)
+    actual, expected = torch.zeros(2, *cache.values.shape)
+    turn = angles(D // 2, W)
+    for op, values in ((ops.replay, actual), (reference.replay, expected)):
+        op(query, cache.arena, 1, row, first, D**-0.5, "mean", turn, False, 8, values)
+    error = 1e-4 if dtype == torch.float32 else 2e-2  # turned queries are rounded to the dtype
+    torch.testing.assert_close(actual, expected, rtol=error, atol=1e-4)
+
+
+def check_replayed_mass(
+    ops: EmulatedOps, dtype: torch.dtype, D: int, G: int, N: int = 90, W: int = 37
+) -> None:
+    """More than one tile of tokens and of queries, neither whole."""
+    cache, row, query, _ = prompt(dtype, S, D, G, N, W)
+    actual, expected = torch.zeros(2, 2, 2, N)
+    turn = angles(D // 2, W)
+    for op, sums in ((ops.replayed_mass, actual), (reference.replayed_mass, expected)):
+        op(query, cache.arena, 1, row, N - W, D**-0.5, "mean", turn, False, *sums)
+    error = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(actual, expected, rtol=error, atol=1e-3)
 
 
 def check_store(ops: EmulatedOps) -> None:

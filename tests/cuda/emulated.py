@@ -5,6 +5,7 @@ test these too: the cache is brought into CUDA's layout for a call, and back.
 """
 
 import ctypes
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,6 +111,10 @@ class Turn(ctypes.Structure):
     _fields_ = (("angles", Pointer), ("pairs", Int), ("interleaved", ctypes.c_bool))
 
 
+class ReplayScratch(ctypes.Structure):
+    _fields_ = (("softmax_rows", Pointer), ("turned", Pointer), ("sample", Pointer))
+
+
 class AttentionMassCall(ctypes.Structure):
     _fields_ = (
         ("pool", PagePool),
@@ -132,6 +137,34 @@ class AttentionMassCall(ctypes.Structure):
         ("energy", Pointer),
         ("energy_stride", Long),
         ("softmax_rows", Pointer),
+    )
+
+
+class ReplayedMassCall(ctypes.Structure):
+    _fields_ = (*AttentionMassCall._fields_[:-1], ("scratch", ReplayScratch))
+
+
+class ReplayCall(ctypes.Structure):
+    _fields_ = (
+        ("pool", PagePool),
+        ("query", Pointer),
+        ("query_token_stride", Long),
+        ("query_head_stride", Long),
+        ("num_queries", Int),
+        ("group_size", Int),
+        ("first_position", Int),
+        ("layer", Int),
+        ("block_row", BlockRow),
+        ("scale", ctypes.c_float),
+        ("pooling", Int),
+        ("turn", Turn),
+        ("sample_step", Int),
+        ("sample_bias", ctypes.c_float),
+        ("sample_tiles", Int),  # the CPU's
+        ("sample", Pointer),  # the CPU's
+        ("parts", Pointer),  # the CPU's
+        ("values", Pointer),
+        ("scratch", ReplayScratch),
     )
 
 
@@ -164,6 +197,8 @@ CALLS: dict[str, type[ctypes.Structure]] = {
     "value_norm": ValueNormCall,
     "attention_mass": AttentionMassCall,
     "decode_attention": DecodeCall,
+    "replay": ReplayCall,
+    "replayed_mass": ReplayedMassCall,
 }
 
 
@@ -215,23 +250,102 @@ class EmulatedOps:
         with self._cache(arena) as device:
             self._run(
                 "attention_mass",
-                pool=self._pool(device),
-                query=self._pointer(query),
-                query_token_stride=query.stride(0),
-                query_head_stride=query.stride(1),
-                num_queries=query.shape[0],
-                group_size=query.shape[1] // arena.shape[2],
-                first_position=first_position,
-                layer=layer,
-                block_row=self._row(block_row),
-                scale=scale,
-                pooling=POOLINGS.index(pool),
+                **self._queries(device, query, layer, block_row, first_position, scale, pool),
                 mass=self._pointer(mass),
                 mass_stride=mass.stride(0),
                 energy=self._pointer(energy),
                 energy_stride=energy.stride(0),
                 softmax_rows=self._pointer(softmax_rows),
             )
+
+    def replay(
+        self,
+        query: Tensor,
+        arena: Tensor,
+        layer: int,
+        block_row: Tensor,
+        first_position: int,
+        scale: float,
+        pool: str,
+        turn: Tensor,
+        interleaved: bool,
+        sample: int,
+        values: Tensor,
+    ) -> None:
+        sampled = 4 + (first_position + len(query)) // sample
+        with self._cache(arena) as device:
+            self._run(
+                "replay",
+                **self._queries(device, query, layer, block_row, first_position, scale, pool),
+                turn=self._turn(turn, interleaved),
+                sample_step=sample,
+                sample_bias=math.log(sample),
+                values=self._pointer(values),
+                scratch=self._replay_scratch(query, arena, sampled if sample > 1 else 1),
+            )
+
+    def replayed_mass(
+        self,
+        query: Tensor,
+        arena: Tensor,
+        layer: int,
+        block_row: Tensor,
+        first_position: int,
+        scale: float,
+        pool: str,
+        turn: Tensor,
+        interleaved: bool,
+        mass: Tensor,
+        energy: Tensor,
+    ) -> None:
+        with self._cache(arena) as device:
+            self._run(
+                "replayed_mass",
+                **self._queries(device, query, layer, block_row, first_position, scale, pool),
+                is_replay=True,
+                turn=self._turn(turn, interleaved),
+                mass=self._pointer(mass),
+                mass_stride=mass.stride(0),
+                energy=self._pointer(energy),
+                energy_stride=energy.stride(0),
+                scratch=self._replay_scratch(query, arena, 1),
+            )
+
+    def _queries(
+        self,
+        device: Tensor,
+        query: Tensor,
+        layer: int,
+        block_row: Tensor,
+        first_position: int,
+        scale: float,
+        pool: str,
+    ) -> dict[str, object]:
+        return dict(
+            pool=self._pool(device),
+            query=self._pointer(query),
+            query_token_stride=query.stride(0),
+            query_head_stride=query.stride(1),
+            num_queries=query.shape[0],
+            group_size=query.shape[1] // device.shape[2],
+            first_position=first_position,
+            layer=layer,
+            block_row=self._row(block_row),
+            scale=scale,
+            pooling=POOLINGS.index(pool),
+        )
+
+    def _turn(self, angles: Tensor, interleaved: bool) -> Turn:
+        return Turn(self._pointer(angles), angles.shape[1], interleaved)
+
+    def _replay_scratch(self, query: Tensor, arena: Tensor, sampled: int) -> ReplayScratch:
+        W, heads, D = query.shape
+        dtype = query.dtype
+        return ReplayScratch(
+            self._pointer(self._scratch_of("softmax_rows", heads, max(W, 1), 2)),
+            self._pointer(self._scratch_of("turned", max(W, 1), heads, D, dtype=dtype)),
+            self._pointer(self._scratch_of("sample", arena.shape[2], sampled, D, dtype=dtype)),
+        )
 
     def value_norm(self, arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
         with self._cache(arena) as device:

@@ -18,6 +18,7 @@ from tests.cuda.emulated import (
     DecodeCall,
     EmulatedOps,
     PagePool,
+    ReplayCall,
 )
 from tests.cuda.ptx import Module, Space, launch, parse
 
@@ -95,6 +96,30 @@ def _launches(op: str, call: ctypes.Structure, content: bytes) -> Iterator[Launc
         add_shared = keys + 2 * 2 * 16 * 64 * 4
         yield Launch(f"mass_rows<{element}, 64>", row_grid, 2 * keys, [content[:split], rows])
         yield Launch(f"mass_add<{element}, 64>", add_grid, add_shared, [content[:split], rows])
+    elif op == "replay":
+        split = ReplayCall.scratch.offset
+        rows, turned, sample = struct.unpack_from("QQQ", content, split)
+        args = content[:split]
+        keys = 64 * (64 + 8) * pool.element_size
+        end = call.first_position + call.num_queries
+        sampled = 4 + end // call.sample_step
+        queries, group = _parts(call.num_queries, 64), call.group_size
+        yield Launch(f"replay_turn<{element}>", (call.num_queries, 1), 0, [args, turned])
+        yield Launch(
+            f"replay_sample<{element}>", (_parts(sampled, 16), pool.num_heads), 0, [args, sample]
+        )
+        yield Launch(
+            f"replay_rows<{element}, 64>",
+            (queries, pool.num_heads * group),
+            2 * keys,
+            [args, turned, sample, rows],
+        )
+        yield Launch(
+            f"replay_add<{element}, 64>",
+            (queries, pool.num_heads),
+            keys + 2 * 16 * 64 * 4,
+            [args, turned, rows],
+        )
     else:
         split = DecodeCall.first_page.offset
         passed = [content[:split], content[split:]]

@@ -9,6 +9,7 @@ from fastgen_vllm import ops
 from fastgen_vllm.config import load_config
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.ops.layout import to_cuda_layout
+from fastgen_vllm.profile.replay import BLOCK, Rotation
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime import FastGenRuntime
 from fastgen_vllm.runtime.messages import CompactionOrder
@@ -19,18 +20,27 @@ VOCABULARY = 50
 
 
 class Life:
-    """One request in a runtime on either device: the same numbers on both."""
+    """One request in a runtime on either device: the same numbers on both.
+
+    Args:
+        preset: a preset's name, or "replay".
+    """
 
     def __init__(self, preset: str, device: torch.device) -> None:
         self.random = torch.Generator().manual_seed(0)
         self.device = device
         arena = self.normal(L, B, H, 2 * S, D)
         table = torch.arange(VOCABULARY, dtype=torch.int32) % 3
-        config = load_config(preset).model_copy(update={"force": True, "observe": 40})
+        is_replay = preset == "replay"
+        config = load_config("quarter" if is_replay else preset)
+        config = config.model_copy(update={"force": True, "observe": "replay" if is_replay else 40})
+        angle = torch.arange(BLOCK + 1)[:, None] * 100.0 ** -torch.linspace(0, 1, D // 2)
+        rotation = Rotation.of(angle.cos(), angle.sin(), interleaved=False)
         cache = arena if device.type == "cpu" else to_cuda_layout(arena)
         geometry = CacheGeometry(L, H, G, D, S, B)
         self.runtime = FastGenRuntime(
-            config, geometry, cache.to(device), table, 4, ops.decode_attention
+            *(config, geometry, cache.to(device), table, 4, ops.decode_attention),
+            rotation=Rotation(rotation.table.to(device), rotation.interleaved),
         )
         self.prompt = torch.randint(VOCABULARY, (PROMPT,), generator=self.random).tolist()
         self.runtime.track("r", self.prompt, RequestOptions())

@@ -24,6 +24,10 @@ def test_attention_mass(interpreted: InterpretedOps, dtype: torch.dtype) -> None
     checks.check_attention_mass(interpreted, dtype, 64, 2, N=70, W=21)
 
 
+def test_replay(interpreted: InterpretedOps) -> None:
+    checks.check_replay(interpreted, torch.bfloat16, 64, 2, first=32, W=45)
+
+
 def test_store(interpreted: InterpretedOps) -> None:
     checks.check_store(interpreted)
 

@@ -30,6 +30,14 @@ def test_attention_mass(sanitized: EmulatedOps, dtype: torch.dtype, D: int, G: i
     checks.check_attention_mass(sanitized, dtype, D, G)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "D", "G"), [(torch.bfloat16, 64, 3), (torch.float16, 96, 2), (torch.float32, 256, 1)]
+)
+def test_replays(sanitized: EmulatedOps, dtype: torch.dtype, D: int, G: int) -> None:
+    checks.check_replay(sanitized, dtype, D, G)
+    checks.check_replayed_mass(sanitized, dtype, D, G)
+
+
 def test_store(sanitized: EmulatedOps) -> None:
     checks.check_store(sanitized)
 

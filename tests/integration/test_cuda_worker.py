@@ -61,9 +61,15 @@ def test_full_heads_answer_like_stock(
         assert engine.preemptions > 0, "the pool was not small enough to preempt"
 
 
-@pytest.mark.parametrize("preset", ["paper", "balanced"])
-def test_compressed_heads_are_those_of_the_cpu(preset: str, tiny_llama: Path) -> None:
-    fastgen = load_config(preset).model_copy(update={"force": True, "min_prompt": 0})
+@pytest.mark.parametrize(
+    ("preset", "observe"), [("paper", 256), ("balanced", 256), ("balanced", "replay")]
+)
+def test_compressed_heads_are_those_of_the_cpu(
+    preset: str, observe: int | str, tiny_llama: Path
+) -> None:
+    fastgen = load_config(preset).model_copy(
+        update={"force": True, "min_prompt": 0, "observe": observe}
+    )
 
     def run(config: Any) -> tuple[list[Any], list[int]]:
         engine = Engine(config)

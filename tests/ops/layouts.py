@@ -8,7 +8,10 @@ from torch import Tensor
 
 from fastgen_vllm.ops.layout import to_cpu_layout, to_cuda_layout
 
-OPS = ("attention_mass", "compact", "decode_attention", "store", "value_norm")
+OPS = (
+    *("attention_mass", "compact", "decode_attention", "replay", "replayed_mass"),
+    *("store", "value_norm"),
+)
 
 
 def relaid(op: Callable[..., None]) -> Callable[..., None]:

@@ -80,7 +80,7 @@ def test_error_is_within_twice_that_of_torch(
         keys64 = [key.double() for key in keys]
         exact = dense(query.double(), keys64, first, pool, turn.double(), sample)
         of_torch = relative_error(dense(query, keys, first, pool, turn, sample), exact)
-        assert relative_error(actual, exact) <= 2 * of_torch + 2 * torch.finfo(torch.float32).eps
+        assert relative_error(actual, exact) <= 2 * of_torch + 4 * torch.finfo(torch.float32).eps
         others = values.clone()
         n = torch.arange(first, first + W)
         lanes = LAYER * H + torch.arange(H)

@@ -98,13 +98,15 @@ struct ReplayArgs {
 };
 
 // Keys that there are.
-static inline int replay_end(const ReplayArgs& a) { return a.first_position + a.num_queries; }
+FASTGEN_ANYWHERE static inline int replay_end(const ReplayArgs& a) {
+  return a.first_position + a.num_queries;
+}
 static inline int replay_tiles(const ReplayArgs& a) { return (a.num_queries + kTile - 1) / kTile; }
 // The token of number k of the sample: the first few, then the last one of every `sample_step`.
-static inline int sampled_token(const ReplayArgs& a, int k) {
+FASTGEN_ANYWHERE static inline int sampled_token(const ReplayArgs& a, int k) {
   return k < kSinks ? k : (k - kSinks) * a.sample_step + a.sample_step - 1;
 }
-static inline int num_sampled(const ReplayArgs& a) {
+FASTGEN_ANYWHERE static inline int num_sampled(const ReplayArgs& a) {
   return kSinks + replay_end(a) / a.sample_step;
 }
 

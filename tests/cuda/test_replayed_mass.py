@@ -1,0 +1,11 @@
+"""The tests of the CPU's `replayed_mass`, on the CUDA kernel."""
+
+from tests.ops.test_replayed_mass import (
+    test_error_is_within_twice_that_of_torch,
+    test_mass_and_what_is_near_are_all,
+)
+
+__all__ = [
+    "test_error_is_within_twice_that_of_torch",
+    "test_mass_and_what_is_near_are_all",
+]
