@@ -79,7 +79,7 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
     const int own = first + row / group;
     ExpSum others;
     if (a.is_replay) {
-      add_near(others, near_scores + row * kMostNear, a.scale, near, own, num_near);
+      add_near(others, near_scores + row * kMostNear, a.scale, near, own);
     }
     const int valid = a.is_replay ? a.first_position + a.num_queries : own + 1;
     block.inverses[row] =

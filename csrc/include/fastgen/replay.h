@@ -91,8 +91,7 @@ static void replay_rows_of(const ReplayArgs& a, int head, int tile, float* works
     tiles.dot(rows, d, k, slots, k, 1.f, others + i * kTile, kChunkScores);
   }
   for (int row = 0; row < num_rows; ++row) {
-    add_near(sums[row], others + row * kChunkScores, a.scale, near_token, token + row / group,
-             near_tiles * kTile);
+    add_near(sums[row], others + row * kChunkScores, a.scale, near_token, token + row / group);
   }
 
   // All other keys, or those that stand for them.

@@ -8,7 +8,7 @@ namespace fastgen {
 namespace FASTGEN_ISA {
 
 constexpr int kNear = 32;             // tokens up to its own that a query keeps seeing as it was
-constexpr int kMostNear = 4 * kTile;  // scores among which they are
+constexpr int kMostNear = 4 * kTile;  // scores among which those of a block of queries are
 constexpr float kUnseen = kLowest / 2;
 
 // A sum of exponentials so far: total * exp(most).
@@ -72,14 +72,16 @@ FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end,
 }
 
 // Adds what a row sees of its own neighbours: those of the scores, of tokens from `first` on, that
-// lie up to kNear - 1 before its own token.
-FASTGEN_INLINE void add_near(ExpSum& sum, const float* scores, float scale, int first, int own,
-                             int count) {
-  float mask[kMostNear];
-  for (int i = 0; i < count; ++i) {
-    mask[i] = first + i <= own && own - first - i < kNear ? 0.f : kLowest;
+// lie up to kNear - 1 before its own token. Only vectors that have one of them are looked at.
+FASTGEN_INLINE void add_near(ExpSum& sum, const float* scores, float scale, int first, int own) {
+  const int end = own + 1 - first, begin = end > kNear ? end - kNear : 0;
+  const int from = begin / kLanes * kLanes, count = end - from;
+  float mask[kNear + 2 * kLanes];
+  for (int i = 0; i < kNear + 2 * kLanes; i += kLanes) {
+    const Ints in = seen_lanes(i, count) & ~seen_lanes(i, begin - from);
+    save(mask + i, in ? Floats{} : broadcast(kLowest));
   }
-  add_exponentials(sum, scores, scale, mask, count);
+  add_exponentials(sum, scores + from, scale, mask, (count + kLanes - 1) / kLanes * kLanes);
 }
 
 // row[0:D] turned by its angles.
