@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     _add_list(made, "keep", float, "kept shares at which presets of policy coverage and peers run")
     _add_list(made, "recovery", float, "thresholds T at which presets run as well")
     add("--ablation", action="store_true", help="the paper's ladder without each of its rungs")
-    add("--peers", action="store_true", help="kvpress methods, at the shares of --keep")
+    add("--peers", action="store_true", help="other methods, at the shares of --keep")
+    _add_list(made, "protocols", str, "what to measure beside --tasks")
     add("--texts", action="append", metavar="KIND=FILE", default=[],
         help="texts of your own instead of the built-in ones; repeat for several")  # fmt: skip
     _add_list(made, "lengths", int, "prompt tokens of forced continuations")
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     _add_number(made, "continuation", int, "forced tokens after each passage")
     _add_list(made, "retrieval", str, "retrieval tasks")
     _add_list(made, "retrieval-lengths", int, "prompt tokens of retrieval questions")
-    _add_number(made, "samples", int, "questions of each retrieval task and length")
+    _add_number(made, "samples", int, "prompts of each protocol and length")
     _add_list(made, "tasks", str, "benchmarks for models that can do them: gsm8k, humaneval")
     _add_number(made, "problems", int, "problems of each benchmark")
     _add_number(made, "seed", int, "same seed, same texts, questions and intervals")
@@ -95,9 +96,10 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
 
     from tqdm import tqdm
 
+    from fastgen_vllm.evaluation.comparison import compare, comparison_table
     from fastgen_vllm.evaluation.report import write_report
     from fastgen_vllm.evaluation.run import evaluate, plan
-    from fastgen_vllm.evaluation.statistics import summarize, table
+    from fastgen_vllm.evaluation.statistics import markdown, summarize, summary_table
 
     planned = plan(settings)
     parts = PartsFile(parts_path, settings.asked(), resume=resume)
@@ -114,7 +116,10 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
     json_path.write_text(results.model_dump_json(indent=1), "utf-8")
     write_report(results, html_path)
     parts_path.unlink()
-    print(table(summarize(results)))
+    print(markdown(summary_table(summarize(results))))
+    comparisons = compare(results)
+    if comparisons:
+        print(f"\n{markdown(comparison_table(comparisons))}")
     print(f"Results: {json_path}. Report: {html_path}.")
     return 0
 

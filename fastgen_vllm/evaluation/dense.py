@@ -4,6 +4,7 @@ It shares nothing with the engine: no kernel, no page, no policy. Other librarie
 measured with it, and the engine's own divergence is checked against it.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.llama.modeling_llama import rotate_half
+
+from fastgen_vllm.evaluation.texts import Forced
 
 _KEPT_ATTENTION = "fastgen_kept"
 
@@ -34,14 +38,42 @@ class LayerCall:
     keys: Tensor  # [1, H, N, D]
     values: Tensor  # [1, H, N, D]
 
+    def queries(self, last: int) -> Tensor:
+        """Return [H, G, last, D] queries of the prompt's last tokens, with rotary embedding."""
+        module: Any = self.module
+        hidden = self.arguments["hidden_states"][0, -last:]
+        queries = module.q_proj(hidden).view(last, -1, self.keys.shape[-1])
+        if hasattr(module, "q_norm"):
+            queries = module.q_norm(queries)
+        cos, sin = (part[0, -last:] for part in self.arguments["position_embeddings"])
+        queries = queries.transpose(0, 1)  # [H*G, last, D]
+        queries = queries * cos + rotate_half(queries) * sin
+        grouped: Tensor = queries.view(self.keys.shape[1], -1, *queries.shape[1:])
+        return grouped
+
+    def output_weights(self) -> Tensor:
+        """Return [H, G, D, E]: what a value of each query head adds to the layer's output."""
+        weight: Tensor = self.module.o_proj.weight  # type: ignore[union-attr, assignment]
+        _, heads, _, size = self.keys.shape
+        return weight.T.view(heads, -1, size, weight.shape[0])
+
+
+#: Called with a layer's and a KV head's number, and [G, T, n] attention to the kept tokens.
+Watch = Callable[[int, int, Tensor], None]
+
 
 @dataclass(frozen=True)
 class Prefill:
     """A prompt that has passed the model."""
 
-    num_tokens: int
+    tokens: list[int]
     layers: list[LayerCall]
     last: Tensor  # [V] float32, log-probabilities of the first new token
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.tokens)
 
     def heads(self, keep: Tensor | None = None) -> list[list[Head]]:
         """Return what every head holds, ``[L][H]``.
@@ -97,29 +129,71 @@ class DenseModel:
         finally:
             for hook in hooks:
                 hook.remove()
-        return Prefill(len(prompt), layers, output.logits[0, -1].float().log_softmax(-1))
+        return Prefill(prompt, layers, output.logits[0, -1].float().log_softmax(-1))
 
-    @torch.no_grad()
     def follow(self, prefill: Prefill, heads: list[list[Head]], tokens: list[int]) -> Tensor:
         """Return [T, V] float32 log-probabilities before each of ``T`` forced tokens.
 
         The first row comes from the prefill itself, as in serving: nothing is compressed yet.
         Forced tokens are kept by every head.
         """
-        if len(tokens) == 1:
-            return prefill.last[None]
-        end = prefill.num_tokens + len(tokens) - 1
+        return self.follow_each(prefill, heads, [Forced(tokens, len(tokens))])[0]
+
+    @torch.no_grad()
+    def follow_each(
+        self, prefill: Prefill, heads: list[list[Head]], texts: Sequence[Forced]
+    ) -> list[Tensor]:
+        """Return [num_scored, V] float32 log-probabilities of each text, as :meth:`follow` would.
+
+        Every text follows the prompt on a copy of its own, all in one pass.
+        """
+        inputs = [text.tokens[:-1] for text in texts]
+        rows: list[Tensor] = []
+        if any(inputs):
+            wanted: list[int] = []
+            begin = 0
+            for text, tokens in zip(texts, inputs, strict=True):
+                begin += len(tokens)
+                wanted += range(begin - min(text.num_scored, len(tokens)), begin)
+            hidden = self._pass(prefill, heads, inputs, None)[wanted]
+            rows = list(self.model.lm_head(hidden).float().log_softmax(-1))
+        said = []
+        for text, tokens in zip(texts, inputs, strict=True):
+            mine = [rows.pop(0) for _ in range(min(text.num_scored, len(tokens)))]
+            whole = text.num_scored > len(tokens)
+            said.append(torch.stack([prefill.last, *mine] if whole else mine))
+        return said
+
+    @torch.no_grad()
+    def watch(self, prefill: Prefill, tokens: list[int], watch: Watch) -> None:
+        """Let tokens follow the uncompressed prompt, only to see what they attend to."""
+        self._pass(prefill, prefill.heads(), [tokens], watch)
+
+    def _pass(
+        self,
+        prefill: Prefill,
+        heads: list[list[Head]],
+        texts: list[list[int]],
+        watch: Watch | None,
+    ) -> Tensor:
+        """Return [sum of T, E] hidden states; texts share the prompt and do not see each other."""
+        owner = torch.tensor([number for number, text in enumerate(texts) for _ in text])
+        positions = [prefill.num_tokens + place for text in texts for place in range(len(text))]
+        among = (owner[:, None] == owner).tril()
         self.model.set_attn_implementation(_KEPT_ATTENTION)
         try:
-            output = self.model(
-                torch.tensor([tokens[:-1]]),
-                position_ids=torch.arange(prefill.num_tokens, end)[None],
+            output = self.model.model(
+                torch.tensor([[token for text in texts for token in text]]),
+                position_ids=torch.tensor([positions]),
                 use_cache=False,
                 kept_heads=heads,
+                among=among,
+                watch=watch,
             )
         finally:
             self.model.set_attn_implementation("sdpa")
-        return torch.cat([prefill.last[None], output.logits[0].float().log_softmax(-1)])
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
 
 def _attend_to_kept(
@@ -132,24 +206,35 @@ def _attend_to_kept(
     *,
     scaling: float,
     kept_heads: list[list[Head]],
+    among: Tensor,
+    watch: Watch | None,
     **_options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of ``T`` new tokens to every head's kept ones and, causally, to each other.
+    """Attention of ``T`` new tokens to every head's kept ones and to each other.
 
     Args:
         query: [1, H*G, T, D].
         key, value: [1, H, T, D].
+        among: [T, T] bool, which new tokens each new token sees.
+        watch: sees the attention to kept tokens.
     """
     heads = kept_heads[module.layer_idx]
     grouped = query[0].view(len(heads), -1, *query.shape[2:])
-    new = query.shape[2]
     outputs = []
-    for held, q, k, v in zip(heads, grouped, key[0], value[0], strict=True):
-        visible = torch.ones(new, len(held.keys) + new, dtype=torch.bool).tril(len(held.keys))
-        keys = torch.cat([held.keys, k]).expand(len(q), -1, -1)
-        values = torch.cat([held.values, v]).expand(len(q), -1, -1)
+    for number, (held, q, k, v) in enumerate(zip(heads, grouped, key[0], value[0], strict=True)):
+        visible = torch.cat([among.new_ones(len(among), len(held.keys)), among], dim=1)
+        keys, values = torch.cat([held.keys, k]), torch.cat([held.values, v])
+        if watch is not None:
+            logits = (q @ keys.T * scaling).masked_fill(~visible, -torch.inf)
+            watch(module.layer_idx, number, logits.softmax(-1)[..., : len(held.keys)])
         outputs.append(
-            scaled_dot_product_attention(q, keys, values, attn_mask=visible, scale=scaling)
+            scaled_dot_product_attention(
+                q,
+                keys.expand(len(q), -1, -1),
+                values.expand(len(q), -1, -1),
+                attn_mask=visible,
+                scale=scaling,
+            )
         )
     return torch.cat(outputs).transpose(0, 1)[None].contiguous(), None
 

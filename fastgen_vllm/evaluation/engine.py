@@ -16,7 +16,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from fastgen_vllm.config import FastGenConfig
-from fastgen_vllm.evaluation.forced import FORCED_TOKENS, RECORD_AS, ForcedContinuation
+from fastgen_vllm.evaluation.forced import FORCED_TOKENS, NUM_SCORED, RECORD_AS, ForcedContinuation
 from fastgen_vllm.evaluation.results import MemoryPoint
 from fastgen_vllm.integration.options import engine_options
 from fastgen_vllm.lifecycle import CompactionPlan
@@ -36,6 +36,7 @@ class Job:
         prompt: token ids.
         arguments: its ``extra_args``.
         forced: token ids to follow; None generates freely.
+        num_scored: how many of their last are recorded; None is all.
         max_tokens: most tokens to generate freely.
     """
 
@@ -43,6 +44,7 @@ class Job:
     prompt: list[int]
     arguments: tuple[tuple[str, Any], ...] = ()
     forced: list[int] | None = None
+    num_scored: int | None = None
     max_tokens: int = 0
 
     @property
@@ -58,7 +60,7 @@ class Outcome:
     job: Job
     tokens: list[int] = field(default_factory=list)
     text: str = ""
-    log_probabilities: Tensor | None = None  # [T, V] float32, of a forced job
+    log_probabilities: Tensor | None = None  # [num_scored, V] float32, of a forced job
     kept: Tensor | None = None  # [L, H, N] bool, kept prompt tokens; None if uncompressed
     policies: list[list[str]] | None = None  # [L][H]; None if uncompressed
     memory: list[MemoryPoint] = field(default_factory=list)
@@ -165,7 +167,8 @@ class EvaluationEngine:
     def _add(self, job: Job) -> str:
         arguments = dict(job.arguments)
         if job.forced is not None:
-            arguments |= {FORCED_TOKENS: job.forced, RECORD_AS: job.name}
+            scored = len(job.forced) if job.num_scored is None else job.num_scored
+            arguments |= {FORCED_TOKENS: job.forced, NUM_SCORED: scored, RECORD_AS: job.name}
         params = SamplingParams(
             temperature=0.0,
             max_tokens=job.num_tokens,

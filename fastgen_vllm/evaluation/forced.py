@@ -12,29 +12,32 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 FORCED_TOKENS = "forced_tokens"
 #: Key in ``SamplingParams.extra_args``: the name under which the logits are kept.
 RECORD_AS = "record_as"
+#: Key in ``SamplingParams.extra_args``: how many of the last tokens' logits are kept.
+NUM_SCORED = "num_scored"
 
 
 @dataclass
 class _Follower:
     forced: list[int]
+    num_scored: int
     name: str
     output: list[int]  # vLLM's own list of the tokens generated so far
 
 
 @dataclass
 class Recording:
-    """Logits before each forced token."""
+    """Logits before each forced token that is scored."""
 
     rows: dict[int, Tensor] = field(default_factory=dict)  # [V] float32 per position
 
     def log_probabilities(self) -> Tensor:
-        """[T, V] float32, in the order of the forced tokens."""
+        """[num_scored, V] float32, in the order of the forced tokens."""
         rows = [self.rows[position] for position in sorted(self.rows)]
         return torch.stack(rows).log_softmax(-1)
 
 
 class ForcedContinuation(LogitsProcessor):
-    """Forces tokens and records the logits that came before each.
+    """Forces tokens and records the logits that came before each of the last ones.
 
     Requests without :data:`FORCED_TOKENS` are left alone. After a preemption the positions
     already recorded are not computed again, so every position is recorded once.
@@ -67,8 +70,9 @@ class ForcedContinuation(LogitsProcessor):
     def apply(self, logits: Tensor) -> Tensor:
         for index, follower in self._followers.items():
             position = len(follower.output)
-            recording = self.recordings.setdefault(follower.name, Recording())
-            recording.rows[position] = logits[index].float().clone()
+            if position >= len(follower.forced) - follower.num_scored:
+                recording = self.recordings.setdefault(follower.name, Recording())
+                recording.rows[position] = logits[index].float().clone()
             logits[index] = float("-inf")
             logits[index, follower.forced[position]] = 0.0
         return logits
@@ -77,4 +81,6 @@ class ForcedContinuation(LogitsProcessor):
 def _follower(params: SamplingParams, output: list[int]) -> _Follower | None:
     arguments = params.extra_args or {}
     forced = arguments.get(FORCED_TOKENS)
-    return None if forced is None else _Follower(forced, arguments[RECORD_AS], output)
+    if forced is None:
+        return None
+    return _Follower(forced, arguments[NUM_SCORED], arguments[RECORD_AS], output)

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastgen_vllm.evaluation.contexts import REPLY_TOKENS, Context
 from fastgen_vllm.evaluation.results import Divergence, Retrieval
-from fastgen_vllm.evaluation.retrieval import Question
 from fastgen_vllm.evaluation.statistics import FULL
 from fastgen_vllm.evaluation.tasks import Problem
 from fastgen_vllm.evaluation.texts import Passage
 from fastgen_vllm.request import ENABLED
 
-Item = Passage | Question | Problem
+Item = Passage | Context | Problem
 
 
 class Method(NamedTuple):
@@ -23,18 +23,30 @@ class Method(NamedTuple):
     arguments: tuple[tuple[str, Any], ...] = ()  # of requests to our engine
 
 
+_PROBLEM_TOKENS = 4096  # most of any benchmark's problem and its answer
+
 UNCOMPRESSED = Method(FULL, arguments=((ENABLED, "off"),))
 
 
 def item_name(item: Item) -> str:
     """A name that tells the items of one evaluation apart."""
     match item:
-        case Passage():
+        case Passage() | Context():
             return item.name
-        case Question():
-            return f"{item.task}-{len(item.prompt)}-{item.sample}"
         case Problem():
             return f"{item.task}-{item.sample}"
+
+
+def longest(item: Item) -> int:
+    """Most tokens of a prompt and what follows it."""
+    match item:
+        case Passage():
+            return len(item.prompt) + len(item.continuation)
+        case Context():
+            replies = [len(q.asked) + max(len(q.value), REPLY_TOKENS) for q in item.questions]
+            return len(item.prompt) + max(replies)
+        case Problem():
+            return _PROBLEM_TOKENS
 
 
 def divergence(
@@ -45,8 +57,6 @@ def divergence(
     Args:
         full, compressed: [T, V] float32 log-probabilities before each token.
     """
-    token = torch.tensor(passage.continuation)[:, None]
-    kl = (full.exp() * (full - compressed)).sum(-1)
     return Divergence(
         method=method.name,
         target=method.target,
@@ -54,33 +64,49 @@ def divergence(
         text=passage.name,
         kind=passage.kind,
         prompt_tokens=len(passage.prompt),
-        kl=_rounded(kl),
-        nll=_rounded(-compressed.gather(1, token)[:, 0]),
-        full_nll=_rounded(-full.gather(1, token)[:, 0]),
+        **_compared(passage.continuation, full, compressed),
         agree=(full.argmax(-1) == compressed.argmax(-1)).tolist(),
     )
 
 
 def answer(
-    method: Method, question: Question, kept_share: float, log_probabilities: Tensor
+    method: Method,
+    context: Context,
+    number: int,
+    kept_share: float,
+    full: Tensor,
+    compressed: Tensor,
 ) -> Retrieval:
-    """Judge the value at the end of a forced reply.
+    """Judge the value of a forced reply.
 
     Args:
-        log_probabilities: [T, V] float32, before each token of the reply.
+        number: of the question.
+        full, compressed: [T, V] float32 log-probabilities before each token of the value.
     """
-    value = torch.tensor(question.reply[-question.num_value :])
-    said = log_probabilities[-question.num_value :]
+    question = context.questions[number]
     return Retrieval(
         method=method.name,
         target=method.target,
         kept_share=kept_share,
+        protocol=context.protocol,
+        context=context.name,
+        kind=context.kind,
         task=question.task,
-        prompt_tokens=len(question.prompt),
-        sample=question.sample,
-        correct=bool((said.argmax(-1) == value).all()),
-        answer_nll=float(-said.gather(1, value[:, None]).mean()),
+        prompt_tokens=context.length,
+        question=number,
+        correct=compressed.argmax(-1).tolist() == question.value,
+        **_compared(question.value, full, compressed),
     )
+
+
+def _compared(tokens: list[int], full: Tensor, compressed: Tensor) -> dict[str, list[float]]:
+    """KL and both NLL, by the names of the rows that hold them."""
+    token = torch.tensor(tokens)[:, None]
+    return {
+        "kl": _rounded((full.exp() * (full - compressed)).sum(-1).clamp(min=0)),
+        "nll": _rounded(-compressed.gather(1, token)[:, 0]),
+        "full_nll": _rounded(-full.gather(1, token)[:, 0]),
+    }
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.evaluation.contexts import REPLY_TOKENS, Context
 from fastgen_vllm.evaluation.engine import EvaluationEngine, Job, Outcome
 from fastgen_vllm.evaluation.measure import (
     UNCOMPRESSED,
@@ -12,12 +15,12 @@ from fastgen_vllm.evaluation.measure import (
     answer,
     divergence,
     item_name,
+    longest,
 )
-from fastgen_vllm.evaluation.results import Heads, Memory, Results, Task
-from fastgen_vllm.evaluation.retrieval import Question
+from fastgen_vllm.evaluation.results import Heads, Memory, Reply, Results, Task
 from fastgen_vllm.evaluation.settings import Settings
 from fastgen_vllm.evaluation.tasks import Problem, is_correct
-from fastgen_vllm.evaluation.texts import Passage
+from fastgen_vllm.evaluation.texts import Forced, Passage
 
 _MAX_RUNNING = 8
 
@@ -32,42 +35,143 @@ def measure_on_engine(
 ) -> Iterator[tuple[Item, Results]]:
     """Yield the rows of every item, as soon as all methods have passed it.
 
+    Questions that the uncompressed model has not replied to yet are put to it first.
+
     Args:
-        methods: of this engine; ``full`` is run for every passage anyway, to compare with.
+        methods: of this engine; ``full`` is run for every text anyway, to compare with.
     """
     engine = EvaluationEngine(
         model,
         config,
         dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
+        max_model_len=max(longest(item) for item in items),
         pool_bytes=int(settings.pool_gib * 2**30),
         max_running=_MAX_RUNNING,
     )
     try:
         for item in items:
-            wanted = list(methods)
-            if isinstance(item, Passage) and UNCOMPRESSED not in wanted:
-                wanted.insert(0, UNCOMPRESSED)
-            jobs = [_job(item, method, tokenizer, config.min_prompt) for method in wanted]
-            outcomes = dict(zip(wanted, engine.run(jobs), strict=True))
-            yield item, _rows(item, methods, outcomes)
+            match item:
+                case Passage():
+                    yield item, _passage_rows(engine, item, methods)
+                case Context():
+                    yield item, _context_rows(engine, item, methods)
+                case Problem():
+                    arguments = {"tokenizer": tokenizer, "min_prompt": config.min_prompt}
+                    yield item, _problem_rows(engine, item, methods, **arguments)
     finally:
         engine.close()
 
 
-def _job(item: Item, method: Method, tokenizer: Any, min_prompt: int) -> Job:
-    """A job of one item; problems are served as they would be, short ones uncompressed."""
-    name = f"{item_name(item)}/{method.name}/{method.target}"
-    match item:
-        case Passage():
-            return Job(name, item.prompt, method.arguments, forced=item.continuation)
-        case Question():
-            return Job(name, item.prompt, method.arguments, forced=item.reply)
-        case Problem():
-            prompt = prompt_of(item, tokenizer)
-            is_short = len(prompt) < min_prompt
-            arguments = UNCOMPRESSED.arguments if is_short else method.arguments
-            return Job(name, prompt, arguments, max_tokens=item.max_tokens)
+def _passage_rows(engine: EvaluationEngine, passage: Passage, methods: Sequence[Method]) -> Results:
+    full, outcomes = _run_beside_full(engine, passage, [passage.forced], methods)
+    rows = Results()
+    for method, (outcome,) in outcomes.items():
+        said, kept = _said(outcome), outcome.kept_share
+        if method != UNCOMPRESSED:
+            rows.divergence.append(divergence(method, passage, kept, full[0], said))
+        named = {"method": method.name, "target": method.target, "kept_share": kept}
+        _add_memory(rows, named, passage, outcome)
+    return rows
+
+
+def _context_rows(engine: EvaluationEngine, context: Context, methods: Sequence[Method]) -> Results:
+    rows = Results(replies=_own_replies(engine, context))
+    context = context.answered({reply.question: reply.tokens for reply in rows.replies})
+    forced = [question.forced for question in context.questions]
+    full, outcomes = _run_beside_full(engine, context, forced, methods)
+    for method, by_question in outcomes.items():
+        for number, outcome in enumerate(by_question):
+            kept, said = outcome.kept_share, _said(outcome)
+            rows.retrieval.append(answer(method, context, number, kept, full[number], said))
+    return rows
+
+
+def _own_replies(engine: EvaluationEngine, context: Context) -> list[Reply]:
+    """What the uncompressed model says to the questions that have no true answer."""
+    numbers = context.open_questions
+    jobs = [
+        Job(
+            f"{context.name}/{number}/reply",
+            context.prompt + context.questions[number].asked,
+            UNCOMPRESSED.arguments,
+            max_tokens=REPLY_TOKENS,
+        )
+        for number in numbers
+    ]
+    return [
+        Reply(context=context.name, question=number, tokens=outcome.tokens)
+        for number, outcome in zip(numbers, engine.run(jobs), strict=True)
+    ]
+
+
+def _run_beside_full(
+    engine: EvaluationEngine,
+    item: Passage | Context,
+    forced: Sequence[Forced],
+    methods: Sequence[Method],
+) -> tuple[list[Tensor], dict[Method, list[Outcome]]]:
+    """Force every text after the prompt, by the uncompressed model and by every method.
+
+    Returns:
+        [num_scored, V] log-probabilities of the uncompressed model, and the methods' outcomes,
+        for each text.
+    """
+    jobs = {
+        (method, number): Job(
+            f"{item.name}/{number}/{method.name}/{method.target}",
+            item.prompt,
+            method.arguments,
+            forced=text.tokens,
+            num_scored=text.num_scored,
+        )
+        for method in dict.fromkeys((UNCOMPRESSED, *methods))
+        for number, text in enumerate(forced)
+    }
+    outcomes = dict(zip(jobs, engine.run(list(jobs.values())), strict=True))
+
+    def of(method: Method) -> list[Outcome]:
+        return [outcomes[method, number] for number in range(len(forced))]
+
+    return [_said(outcome) for outcome in of(UNCOMPRESSED)], {m: of(m) for m in methods}
+
+
+def _said(outcome: Outcome) -> Tensor:
+    assert outcome.log_probabilities is not None, "the job was forced"
+    return outcome.log_probabilities
+
+
+def _problem_rows(
+    engine: EvaluationEngine,
+    problem: Problem,
+    methods: Sequence[Method],
+    tokenizer: Any,
+    min_prompt: int,
+) -> Results:
+    """Problems are served as they would be, short ones uncompressed."""
+    prompt = prompt_of(problem, tokenizer)
+    jobs = [
+        Job(
+            f"{item_name(problem)}/{method.name}/{method.target}",
+            prompt,
+            UNCOMPRESSED.arguments if len(prompt) < min_prompt else method.arguments,
+            max_tokens=problem.max_tokens,
+        )
+        for method in methods
+    ]
+    return Results(
+        tasks=[
+            Task(
+                method=method.name,
+                target=method.target,
+                kept_share=outcome.kept_share,
+                task=problem.task,
+                sample=problem.sample,
+                prompt_tokens=len(prompt),
+                correct=is_correct(problem, outcome.text),
+            )
+            for method, outcome in zip(methods, engine.run(jobs), strict=True)
+        ]
+    )
 
 
 def prompt_of(problem: Problem, tokenizer: Any) -> list[int]:
@@ -80,37 +184,6 @@ def prompt_of(problem: Problem, tokenizer: Any) -> list[int]:
         list(problem.messages), add_generation_prompt=True, tokenize=True, return_dict=False
     )
     return ids
-
-
-def _rows(item: Item, methods: Sequence[Method], outcomes: dict[Method, Outcome]) -> Results:
-    rows = Results()
-    for method in methods:
-        outcome = outcomes[method]
-        kept = outcome.kept_share
-        named = {"method": method.name, "target": method.target, "kept_share": kept}
-        match item:
-            case Passage():
-                full = outcomes[UNCOMPRESSED].log_probabilities
-                assert full is not None and outcome.log_probabilities is not None
-                if method != UNCOMPRESSED:
-                    rows.divergence.append(
-                        divergence(method, item, kept, full, outcome.log_probabilities)
-                    )
-                _add_memory(rows, named, item, outcome)
-            case Question():
-                assert outcome.log_probabilities is not None
-                rows.retrieval.append(answer(method, item, kept, outcome.log_probabilities))
-            case Problem():
-                rows.tasks.append(
-                    Task(
-                        **named,
-                        task=item.task,
-                        sample=item.sample,
-                        prompt_tokens=len(outcome.job.prompt),
-                        correct=is_correct(item, outcome.text),
-                    )
-                )
-    return rows
 
 
 def _add_memory(rows: Results, named: dict[str, Any], passage: Passage, outcome: Outcome) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fastgen_vllm.evaluation.results import Results
+from fastgen_vllm.evaluation.results import Reply, Results
 
 _ROWS = Results.model_fields.keys() - {"facts"}
 
@@ -55,6 +55,11 @@ class PartsFile:
         """
         self._append({"part": part, "rows": rows.model_dump(mode="json", exclude={"facts"})})
         self._parts[part] = rows
+
+    def replies(self, context: str) -> list[Reply]:
+        """The uncompressed model's own replies to questions about a prompt, from any part."""
+        every = (reply for rows in self._parts.values() for reply in rows.replies)
+        return [reply for reply in every if reply.context == context]
 
     def results(self, facts: dict[str, Any], order: list[str]) -> Results:
         """Join all parts, in the given order of their names, whatever order they came in."""

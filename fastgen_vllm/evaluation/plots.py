@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -107,27 +107,63 @@ def kl_by_share(results: Results, strokes: Mapping[str, Stroke]) -> Plot:
         title: [
             (s.method, s.divergence.kept_share, s.divergence.kl)
             for s in summarize(Results(divergence=rows))
-            if s.divergence and s.method != FULL and s.divergence.kl.mean > 0
+            if s.divergence
         ]
         for title, rows in parts.items()
     }
-    estimates = [kl for points in scored.values() for _, _, kl in points]
-    panels = []
-    for title, points in scored.items():
-        if points:
-            figure, axes = _canvas("kept share of the prompt", "KL, nats per position")
-            _draw_points(axes, points, strokes)
-            _log_scale(axes)
-            axes.set_ylim(min(e.mean for e in estimates) / 2, 1.5 * max(e.high for e in estimates))
-            panels.append(_panel(title, figure))
-    return Plot(
+    return _kl_plot(
         "Divergence against memory",
         "KL(full || method) of the next token, in nats per position on a log scale, against the "
         "kept share of the prompt. Mean over texts; bars are 95 % intervals over texts. Lower is "
         "better.",
-        _keys(strokes, (method for points in scored.values() for method, _, _ in points)),
-        panels,
+        scored,
+        strokes,
     )
+
+
+def answers_by_share(summaries: Sequence[Summary], strokes: Mapping[str, Stroke]) -> Plot:
+    """Mean KL of answers against kept share, a panel for every protocol."""
+    scored = {
+        name: [
+            (s.method, p.kept_share, p.kl)
+            for s in summaries
+            for p in s.protocols
+            if p.protocol == name
+        ]
+        for name in dict.fromkeys(p.protocol for s in summaries for p in s.protocols)
+    }
+    return _kl_plot(
+        "Divergence of answers against memory",
+        "KL(full || method) on the true answer, in nats per token on a log scale, against the kept "
+        "share of the prompt: questions in the prompt (seen), after it (unseen), in the next turn "
+        "(turns). Mean over prompts; bars are 95 % intervals over prompts. Lower is better.",
+        scored,
+        strokes,
+    )
+
+
+def _kl_plot(
+    title: str,
+    caption: str,
+    scored: Mapping[str, Sequence[tuple[str, float, Estimate]]],
+    strokes: Mapping[str, Stroke],
+) -> Plot:
+    """A panel for every title: methods, kept shares and KL; what is zero has no place."""
+    drawn = {
+        panel: [point for point in points if point[0] != FULL and point[2].mean > 0]
+        for panel, points in scored.items()
+    }
+    estimates = [kl for points in drawn.values() for _, _, kl in points]
+    panels = []
+    for panel, points in drawn.items():
+        if points:
+            figure, axes = _canvas("kept share of the prompt", "KL, nats")
+            _draw_points(axes, points, strokes)
+            _log_scale(axes)
+            axes.set_ylim(min(e.mean for e in estimates) / 2, 1.5 * max(e.high for e in estimates))
+            panels.append(_panel(panel, figure))
+    shown = (method for points in drawn.values() for method, _, _ in points)
+    return Plot(title, caption, _keys(strokes, shown), panels)
 
 
 def nll_by_share(summaries: Sequence[Summary], strokes: Mapping[str, Stroke]) -> Plot:
@@ -183,12 +219,19 @@ def kl_by_position(rows: Sequence[Divergence], strokes: Mapping[str, Stroke]) ->
     )
 
 
-def retrieval_by_share(summaries: Sequence[Summary], strokes: Mapping[str, Stroke]) -> Plot:
-    """Accuracy against kept share, a panel for every task."""
-    pooled = [(s.method, r) for s in summaries for r in s.retrieval if r.prompt_tokens is None]
+def retrieval_by_share(
+    summaries: Sequence[Summary], able: Collection[tuple[str, str]], strokes: Mapping[str, Stroke]
+) -> Plot:
+    """Accuracy against kept share, a panel for every task that the model can do."""
+    pooled = [
+        (s.method, r)
+        for s in summaries
+        for r in s.retrieval
+        if r.prompt_tokens is None and (r.protocol, r.task) in able
+    ]
     panels = []
-    for task in sorted({score.task for _, score in pooled}):
-        points = [(m, r.kept_share, r.accuracy) for m, r in pooled if r.task == task]
+    for key in sorted({(score.protocol, score.task) for _, score in pooled}):
+        points = [(m, r.kept_share, r.accuracy) for m, r in pooled if (r.protocol, r.task) == key]
         figure, axes = _canvas("kept share of the prompt", "correct answers")
         for method, _, accuracy in points:
             if method == FULL:
@@ -196,11 +239,12 @@ def retrieval_by_share(summaries: Sequence[Summary], strokes: Mapping[str, Strok
         _draw_points(axes, [point for point in points if point[0] != FULL], strokes)
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(_PERCENT)
-        panels.append(_panel(task, figure))
+        panels.append(_panel(", ".join(key), figure))
     return Plot(
         "Retrieval against memory",
         "Questions about a long prompt answered correctly, in %, against the kept share of the "
-        "prompt; all prompt lengths together. Bars are Wilson's 95 % intervals. Higher is better.",
+        "prompt; all prompt lengths together. Tasks are left out of which the uncompressed model "
+        "answers fewer than half. Bars are Wilson's 95 % intervals. Higher is better.",
         _keys(strokes, (method for method, _ in pooled)),
         panels,
     )

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import style
 
+from fastgen_vllm.evaluation.comparison import compare, comparison_table
 from fastgen_vllm.evaluation.plots import (
     RC,
+    answers_by_share,
     benchmarks,
     head_policies,
     head_shares,
@@ -27,6 +29,7 @@ from fastgen_vllm.evaluation.statistics import (
     Estimate,
     Summary,
     Table,
+    able_tasks,
     interval,
     is_ours,
     summarize,
@@ -35,11 +38,12 @@ from fastgen_vllm.evaluation.statistics import (
 
 
 class Section(NamedTuple):
-    """A table with one row per summary."""
+    """A table with its caption."""
 
     title: str
     caption: str
     table: Table
+    ours: Sequence[bool]  # by row: whether it is about a method of ours
 
 
 def write_report(results: Results, path: Path) -> None:
@@ -67,7 +71,8 @@ def _page(results: Results) -> str:
             kl_by_share(results, strokes),
             nll_by_share(summaries, strokes),
             kl_by_position(results.divergence, strokes),
-            retrieval_by_share(summaries, strokes),
+            answers_by_share(summaries, strokes),
+            retrieval_by_share(summaries, able_tasks(results.retrieval), strokes),
             benchmarks(summaries, strokes),
             head_shares(results.heads),
             head_policies(results.heads),
@@ -83,8 +88,8 @@ def _page(results: Results) -> str:
     )
     return environment.get_template("report.html.j2").render(
         facts=[(name, _fact(value)) for name, value in results.facts.items()],
-        sections=_sections(summaries),
-        ours=[is_ours(summary.method) for summary in summaries],
+        first=_shown(_first_sections(results, summaries)),
+        last=_shown(_last_sections(summaries)),
         plots=[plot for plot in plots if plot.panels],
     )
 
@@ -93,7 +98,41 @@ def _fact(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _sections(summaries: Sequence[Summary]) -> list[Section]:
+def _shown(sections: Sequence[Section]) -> list[Section]:
+    return [s for s in sections if s.table.rows and len(s.table.header) > 1]
+
+
+def _first_sections(results: Results, summaries: Sequence[Summary]) -> list[Section]:
+    able = able_tasks(results.retrieval)
+    beyond = sorted({(r.protocol, r.task) for r in results.retrieval} - able)
+    named = "; ".join(f"{protocol} {task}" for protocol, task in beyond)
+    comparisons = compare(results)
+    return [
+        Section(
+            "Summary",
+            "Kept share of the prompt, averaged over heads. KL(full || method), nats per position, "
+            "arithmetic and geometric mean. Increase of the negative log-likelihood of real text. "
+            "Positions with the same most likely token. KL on the answers to questions that the "
+            "prompt holds (seen), that come after it (unseen) and in the next turn (turns), and "
+            "right answers. In brackets: 95 % intervals over texts. Left out of the right answers, "
+            "because the uncompressed model gives fewer than half of them: "
+            f"{named or 'nothing'}.",
+            summary_table(summaries),
+            [is_ours(summary.method) for summary in summaries],
+        ),
+        Section(
+            "Beside the best peer",
+            "KL(full || method) in nats beside that of the peer with the smallest mean at the same "
+            "kept share, upper bounds left out. Ratio of means with a paired bootstrap over texts "
+            "or prompts, and on how many of them ours is smaller.",
+            comparison_table(comparisons),
+            [True for _ in comparisons],
+        ),
+    ]
+
+
+def _last_sections(summaries: Sequence[Summary]) -> list[Section]:
+    ours = [is_ours(summary.method) for summary in summaries]
     kinds: list[dict[tuple[str, ...], str]] = [
         {
             (
@@ -105,40 +144,38 @@ def _sections(summaries: Sequence[Summary]) -> list[Section]:
     ]
     lengths = [
         {
-            (r.task, r.prompt_tokens): f"{_accuracy(r.accuracy)}; {r.answer_nll:.3g}"
+            (r.protocol, r.task, r.prompt_tokens): (
+                f"{_accuracy(r.accuracy)}; {interval(r.kl)}; {r.nll_change:+.3g}"
+            )
             for r in s.retrieval
             if r.prompt_tokens is not None
         }
         for s in summaries
     ]
     tasks = [{(t.task,): _accuracy(t.accuracy) for t in s.tasks} for s in summaries]
-    sections = (
-        Section(
-            "Summary",
-            "Kept share of the prompt, averaged over heads. KL(full || method), nats per position. "
-            "Increase of the negative log-likelihood of real text. Positions with the same most "
-            "likely token. Correct answers of each task. In brackets: 95 % intervals over texts.",
-            summary_table(summaries),
-        ),
+    return [
         Section(
             "Divergence by kind of text",
             "Kept share, %; KL(full || method), nats per position, mean over texts and its 95 % "
             "interval; increase of the negative log-likelihood, %.",
             _by_column(summaries, kinds),
+            ours,
         ),
         Section(
             "Retrieval by prompt length",
-            "Task and prompt length in tokens. Correct answers, %, with their 95 % interval; mean "
-            "negative log-likelihood of the true answer, nats per token.",
+            "Protocol, task and prompt length in tokens. Right answers, %, with their 95 % "
+            "interval; KL(full || method) on the true answer, nats per token, with its 95 % "
+            "interval over prompts; change of its negative log-likelihood, nats per token.",
             _by_column(summaries, lengths),
+            ours,
         ),
         Section(
             "Benchmark accuracy",
             "Correct answers, %, with their 95 % interval.",
             _by_column(summaries, tasks),
+            ours,
         ),
-    )
-    return [s for s in sections if s.table.rows and len(s.table.header) > 1]
+    ]
 
 
 def _accuracy(share: Estimate) -> str:

@@ -9,7 +9,8 @@ class _Row(BaseModel):
     """One measurement of one method on one sample.
 
     Attributes:
-        method: ``full`` (uncompressed), a preset or config name, or ``kvpress NAME``.
+        method: ``full`` (uncompressed), a preset or config name, or a peer's: ``kvpress NAME``,
+            ``peer NAME``, ``bound NAME``.
         target: nominal kept share, if the method was run at one; a preset has none.
         kept_share: kept prompt tokens over prompt tokens, averaged over heads; in [0, 1].
     """
@@ -34,13 +35,18 @@ class Divergence(_Row):
 
 
 class Retrieval(_Row):
-    """One generated question about a long prompt."""
+    """One generated question about a long prompt, per token of the true answer."""
 
-    task: str  # passkey, keys, variables, counting
+    protocol: str  # seen, unseen, turns
+    context: str  # name of the prompt
+    kind: str  # of its text: prose, manual, code, ...
+    task: str  # passkey, keys, para, ...
     prompt_tokens: int  # nominal length
-    sample: int
-    correct: bool  # greedy answer equals the true one
-    answer_nll: float  # nats per token of the true answer
+    question: int  # number among those about the prompt
+    correct: bool  # every token of the answer would have been said
+    kl: list[float]  # [T] nats, KL(full || this) over the whole vocabulary
+    nll: list[float]  # [T] nats
+    full_nll: list[float]  # [T] nats, the same, uncompressed
 
 
 class Task(_Row):
@@ -80,6 +86,16 @@ class Heads(_Row):
     policy: list[list[str]]  # [L][H] policy name
 
 
+class Reply(BaseModel):
+    """What the uncompressed model says itself, which all methods are then made to say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: str  # name of the prompt
+    question: int  # number among those about the prompt
+    tokens: list[int]
+
+
 class Results(BaseModel):
     """Everything one evaluation measured, with its circumstances."""
 
@@ -91,3 +107,4 @@ class Results(BaseModel):
     tasks: list[Task] = []
     memory: list[Memory] = []
     heads: list[Heads] = []
+    replies: list[Reply] = []

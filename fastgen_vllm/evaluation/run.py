@@ -1,17 +1,19 @@
 """One evaluation: every part on the real engine, then the peers, then one set of results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from fastgen_vllm.config import FastGenConfig, Rung, load_config
-from fastgen_vllm.evaluation import retrieval, tasks
+from fastgen_vllm.evaluation import tasks
+from fastgen_vllm.evaluation.contexts import Context, Maker
+from fastgen_vllm.evaluation.dialogue import Dialogue
 from fastgen_vllm.evaluation.facts import facts
 from fastgen_vllm.evaluation.measure import UNCOMPRESSED, Item, Method, item_name
 from fastgen_vllm.evaluation.parts import PartsFile
 from fastgen_vllm.evaluation.results import Results
-from fastgen_vllm.evaluation.settings import Settings
-from fastgen_vllm.evaluation.texts import built_in_corpora, corpora_from, cut_passages
+from fastgen_vllm.evaluation.settings import CONTINUATION, Settings
+from fastgen_vllm.evaluation.texts import Corpus, built_in_corpora, corpora_from, cut_passages
 from fastgen_vllm.models.embedded import ensure_default_model
 from fastgen_vllm.models.tokenizer import load_tokenizer
 from fastgen_vllm.request import GENERATED, KEEP, RECOVERY
@@ -19,7 +21,7 @@ from fastgen_vllm.request import GENERATED, KEEP, RECOVERY
 #: Called with finished parts, parts in all, and what is being measured.
 Progress = Callable[[int, int, str], None]
 
-_PEERS = "kvpress"
+_PEERS = "peers"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def plan(settings: Settings) -> Plan:
     """
     configs = configs_of(settings)
     if settings.peers:
-        from fastgen_vllm.evaluation.peers import require_kvpress
+        from fastgen_vllm.evaluation.presses import require_kvpress
 
         require_kvpress()
     model = settings.model or str(ensure_default_model())
@@ -62,7 +64,7 @@ def evaluate(plan: Plan, parts: PartsFile, progress: Progress) -> Results:
         order += [_part(_PEERS, item) for item in answerable]
 
     for number, config in enumerate(configs):
-        left = [item for item in items if _part(config.name, item) not in parts]
+        left = _left(config.name, items, parts)
         if not left:
             continue
         from fastgen_vllm.evaluation.ours import measure_on_engine
@@ -74,15 +76,28 @@ def evaluate(plan: Plan, parts: PartsFile, progress: Progress) -> Results:
         ):
             parts.add(_part(config.name, item), rows)
             progress(len(parts), len(order), config.name)
-    left = [item for item in answerable if settings.peers and _part(_PEERS, item) not in parts]
+    left = _left(_PEERS, answerable, parts) if settings.peers else []
     if left:
         from fastgen_vllm.evaluation.theirs import measure_peers
 
         progress(len(parts), len(order), _PEERS)
-        for item, rows in measure_peers(plan.model, left, settings):
+        for item, rows in measure_peers(plan.model, plan.tokenizer, left, settings):
             parts.add(_part(_PEERS, item), rows)
             progress(len(parts), len(order), _PEERS)
     return parts.results(facts(settings), order)
+
+
+def _left(group: str, items: Sequence[Item], parts: PartsFile) -> list[Item]:
+    """What a group has not measured yet, with replies that an earlier group was given."""
+    left: list[Item] = []
+    for item in items:
+        if _part(group, item) in parts:
+            continue
+        if isinstance(item, Context):
+            replies = parts.replies(item.name)
+            item = item.answered({reply.question: reply.tokens for reply in replies})
+        left.append(item)
+    return left
 
 
 def _part(group: str, item: Item) -> str:
@@ -92,29 +107,29 @@ def _part(group: str, item: Item) -> str:
 def make_items(settings: Settings, tokenizer: Any) -> Iterator[Item]:
     """Yield everything to measure, in a fixed order."""
     corpora = corpora_from(settings.texts) if settings.texts else built_in_corpora()
-    yield from cut_passages(
-        corpora,
-        tokenizer,
-        settings.lengths,
-        settings.continuation,
-        settings.per_kind,
-        settings.seed,
-    )
-    if settings.retrieval and settings.retrieval_lengths:
-        dialogue = retrieval.Dialogue.of(tokenizer)
-        for length in settings.retrieval_lengths:
-            for task in settings.retrieval:
-                yield from retrieval.questions(
-                    task,
-                    corpora[0].documents,
-                    tokenizer,
-                    dialogue,
-                    length,
-                    settings.samples,
-                    settings.seed,
-                )
+    if CONTINUATION in settings.protocols:
+        yield from cut_passages(
+            corpora,
+            tokenizer,
+            settings.lengths,
+            settings.continuation,
+            settings.per_kind,
+            settings.seed,
+        )
+    yield from _contexts(settings, tokenizer, corpora)
     for task in settings.tasks:
         yield from tasks.load(task, settings.problems, settings.seed)
+
+
+def _contexts(settings: Settings, tokenizer: Any, corpora: Sequence[Corpus]) -> Iterator[Context]:
+    protocols = [name for name in settings.protocols if name != CONTINUATION]
+    if not (protocols and settings.retrieval):
+        return
+    dialogue = Dialogue.of(tokenizer)
+    for length in settings.retrieval_lengths:
+        maker = Maker(corpora, tokenizer, dialogue, length, settings.seed)
+        for protocol in protocols:
+            yield from maker.contexts(protocol, settings.retrieval, settings.samples)
 
 
 def configs_of(settings: Settings) -> list[FastGenConfig]:

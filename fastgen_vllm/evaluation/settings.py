@@ -3,10 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fastgen_vllm.evaluation import retrieval
+from fastgen_vllm.evaluation import contexts
 from fastgen_vllm.evaluation.tasks import TASKS
 
-RETRIEVAL = tuple(retrieval.TASKS)
+CONTINUATION = "continuation"
+PROTOCOLS = (CONTINUATION, contexts.SEEN, contexts.UNSEEN, contexts.TURNS)
+RETRIEVAL = contexts.TASKS
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,15 @@ class Settings:
             measured as well.
         recovery: thresholds T at which every preset is measured as well.
         ablation: whether to measure the paper's ladder without each of its rungs.
-        peers: whether to measure the methods of kvpress.
+        peers: whether to measure other methods: those of kvpress, and more.
+        protocols: forced continuations of passages, and questions about long prompts that are
+            seen (in the prompt), unseen (after it), or asked in later turns.
         texts: ``KIND=FILE`` each; none takes the built-in texts.
         lengths: prompt lengths of forced continuations, in tokens.
         per_kind: passages of each kind and length.
         continuation: forced tokens after each passage.
         retrieval_lengths: prompt lengths of retrieval questions, in tokens.
-        samples: questions of each retrieval task and length.
+        samples: prompts of each protocol and length, and of each task where it is in the prompt.
         retrieval: retrieval tasks.
         tasks: public benchmarks, by free generation.
         problems: problems of each benchmark.
@@ -37,10 +41,11 @@ class Settings:
 
     model: str | None = None
     presets: tuple[str, ...] = ("balanced",)
-    keep: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+    keep: tuple[float, ...] = (0.1, 0.25, 0.5)
     recovery: tuple[float, ...] = ()
     ablation: bool = False
     peers: bool = False
+    protocols: tuple[str, ...] = PROTOCOLS
     texts: tuple[str, ...] = ()
     lengths: tuple[int, ...] = (1024, 2048)
     per_kind: int = 2
@@ -90,6 +95,10 @@ class Settings:
         ):
             _require(number >= 1, option, number, "at least 1")
         _require(self.pool_gib > 0, "--pool-gib", self.pool_gib, "above 0")
+        for protocol in self.protocols:
+            _require(
+                protocol in PROTOCOLS, "--protocols", protocol, f"one of {', '.join(PROTOCOLS)}"
+            )
         for task in self.retrieval:
             _require(task in RETRIEVAL, "--retrieval", task, f"one of {', '.join(RETRIEVAL)}")
         for task in self.tasks:
@@ -99,12 +108,6 @@ class Settings:
     def asked(self) -> dict[str, Any]:
         """Everything that decides what a part of the evaluation means."""
         return {name: _plain(value) for name, value in asdict(self).items()}
-
-    @property
-    def max_model_len(self) -> int:
-        """Longest prompt and continuation, in tokens."""
-        longest = max((*self.lengths, *self.retrieval_lengths), default=0)
-        return max(longest + max(self.continuation, 64), 4096 if self.tasks else 0)
 
 
 def _require(holds: bool, option: str, value: object, legal: str) -> None:

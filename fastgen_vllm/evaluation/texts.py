@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastgen_vllm.evaluation.download import Download, fetch
 
@@ -40,6 +40,18 @@ class Corpus:
     documents: tuple[str, ...]
 
 
+class Forced(NamedTuple):
+    """Tokens to follow a prompt, of which the last ``num_scored`` are of interest."""
+
+    tokens: list[int]
+    num_scored: int
+
+    @property
+    def scored(self) -> list[int]:
+        """The tokens of interest."""
+        return self.tokens[-self.num_scored :]
+
+
 @dataclass(frozen=True)
 class Passage:
     """A prompt and the text that follows it."""
@@ -48,6 +60,11 @@ class Passage:
     kind: str
     prompt: list[int]  # token ids
     continuation: list[int]  # token ids
+
+    @property
+    def forced(self) -> Forced:
+        """The whole continuation."""
+        return Forced(self.continuation, len(self.continuation))
 
 
 def built_in_corpora() -> tuple[Corpus, ...]:

@@ -1,6 +1,7 @@
 """Forced continuations through the real engine: what is recorded, and what is left alone."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ CLOSE = 7e-5
 
 OFF = ((ENABLED, "off"),)
 #: Prompt tokens and generated ones. More jobs than run at once, and none ends with another.
+SCORED = {"4": 5, "6": 1}  # how many of the last tokens are recorded, where not all
 MIXED = [(70, 11), (45, 2), (100, 30), (33, 1), (64, 17), (90, 23), (50, 5), (80, 14)]
 FREE = {"2", "5"}  # generate what they like
 #: Prompt and generated tokens of jobs that the small pool has room for only at their start.
@@ -46,6 +48,7 @@ class Seen(NamedTuple):
 
     together: dict[str, Outcome]
     alone: dict[str, Outcome]
+    recorded_whole: dict[str, Outcome]  # jobs of which less is recorded otherwise
     moves: int  # slots of the batch that changed hands while all ran
     roomy: dict[str, Outcome]
     crowded: dict[str, Outcome]
@@ -62,7 +65,7 @@ def mixed_jobs() -> list[Job]:
         if name in FREE:
             jobs.append(Job(name, prompt, max_tokens=len(text)))
         else:
-            jobs.append(Job(name, prompt, OFF if number % 2 else (), text))
+            jobs.append(Job(name, prompt, OFF if number % 2 else (), text, SCORED.get(name)))
     return jobs
 
 
@@ -97,6 +100,10 @@ def seen(tiny_base: Path) -> Seen:
             together = by_name(engine.run(mixed_jobs()))
             num_moves = len(moves)
             alone = by_name(engine.run([job])[0] for job in mixed_jobs())
+            scored = [job for job in mixed_jobs() if job.name in SCORED]
+            recorded_whole = by_name(
+                engine.run([replace(job, num_scored=None)])[0] for job in scored
+            )
             roomy = by_name(engine.run(hungry_jobs(OFF)))
             assert set(engine.preemptions.values()) == {0}
             assert not processor.recordings, "a recording outlived its job"
@@ -110,7 +117,9 @@ def seen(tiny_base: Path) -> Seen:
                 engine.run(hungry_jobs(((KEEP, 0.95), (GENERATED, "keep"))))
         finally:
             engine.close()
-    return Seen(together, alone, num_moves, roomy, crowded, preemptions, str(refused.value))
+    return Seen(
+        together, alone, recorded_whole, num_moves, roomy, crowded, preemptions, str(refused.value)
+    )
 
 
 def same(one: Outcome, other: Outcome) -> bool:
@@ -134,9 +143,18 @@ def test_every_position_has_its_row(name: str, seen: Seen) -> None:
     assert seen.moves > 0, "no slot moved: the test proves nothing"
     outcome = seen.together[name]
     assert outcome.job.forced is not None and outcome.log_probabilities is not None
-    assert outcome.log_probabilities.shape == (len(outcome.job.forced), VOCAB)
+    count = SCORED.get(name, len(outcome.job.forced))
+    assert outcome.log_probabilities.shape == (count, VOCAB)
     sums = outcome.log_probabilities.exp().sum(-1)
     torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_the_last_rows_are_recorded(name: str, seen: Seen) -> None:
+    """Those of the same tokens when all are recorded."""
+    scored, whole = seen.alone[name].log_probabilities, seen.recorded_whole[name].log_probabilities
+    assert scored is not None and whole is not None
+    assert torch.allclose(scored, whole[-SCORED[name] :], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", FORCED_JOBS)

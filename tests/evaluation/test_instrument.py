@@ -17,7 +17,7 @@ from torch.nn.functional import kl_div, nll_loss
 from fastgen_vllm.evaluation.dense import DenseModel, Prefill
 from fastgen_vllm.evaluation.engine import Job, Outcome
 from fastgen_vllm.evaluation.measure import Method, divergence
-from fastgen_vllm.evaluation.texts import Passage
+from fastgen_vllm.evaluation.texts import Forced, Passage
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.request import ENABLED, GENERATED, KEEP, POLICY, RECOVERY
 from tests.evaluation.watched import HEADS, LAYERS, SLOTS, WatchedEngine
@@ -327,3 +327,37 @@ def test_one_forced_token_is_the_prefills_own(
     assert outcome.tokens == continuation[:1]
     assert followed.shape == (1, 512)
     assert distance(outcome.log_probabilities, followed) <= CLOSE
+
+
+def test_texts_that_follow_one_prompt_do_not_see_each_other(
+    dense: DenseModel,
+    outcomes: dict[tuple[int, str], Outcome],
+    prefills: dict[int, Prefill],
+) -> None:
+    """All in one pass or each alone: the same rows, of the last tokens only."""
+    prefill = prefills[LENGTHS[0]]
+    heads = prefill.heads(outcomes[LENGTHS[0], "keep 0.3"].kept)
+    texts = [(9, 3), (1, 1), (20, 20), (5, 4), (2, 1)]
+    tokens = random_prompts([length for length, _ in texts], seed=77)
+    forced = [Forced(ids, scored) for ids, (_, scored) in zip(tokens, texts, strict=True)]
+    for text, rows in zip(forced, dense.follow_each(prefill, heads, forced), strict=True):
+        alone = dense.follow(prefill, heads, text.tokens)
+        assert distance(rows, alone[-text.num_scored :]) <= CLOSE
+        assert text.scored == text.tokens[-len(rows) :]
+
+
+def test_watching_sees_the_attention_to_the_prompt(
+    dense: DenseModel, prefills: dict[int, Prefill]
+) -> None:
+    prefill = prefills[LENGTHS[0]]
+    seen = {}
+
+    def watch(layer: int, head: int, attention: Tensor) -> None:
+        seen[layer, head] = attention
+
+    dense.watch(prefill, tokens_of(LENGTHS[0])[1][:6], watch)
+    assert len(seen) == LAYERS * HEADS
+    for attention in seen.values():
+        assert attention.shape == (2, 6, LENGTHS[0])
+        sums = attention.sum(-1)
+        assert (sums <= 1 + 1e-5).all() and (sums > 0).all()

@@ -15,6 +15,7 @@ from fastgen_vllm.evaluation.results import (
     Heads,
     Memory,
     MemoryPoint,
+    Reply,
     Results,
     Retrieval,
     Task,
@@ -42,7 +43,19 @@ def rows(text: str, share: float = 1 / 3) -> Results:
             )
         ],
         retrieval=[
-            Retrieval(**named, task="keys", prompt_tokens=7, sample=0, correct=True, answer_nll=0.1)
+            Retrieval(
+                **named,
+                protocol="unseen",
+                context=f"unseen-{text}",
+                kind="prose",
+                task="keys",
+                prompt_tokens=7,
+                question=0,
+                correct=True,
+                kl=[0.1],
+                nll=[0.2],
+                full_nll=[0.1],
+            )
         ],
         tasks=[Task(**named, task="gsm8k", sample=text, prompt_tokens=7, correct=False)],
         memory=[
@@ -62,6 +75,7 @@ def rows(text: str, share: float = 1 / 3) -> Results:
                 policy=[["coverage", "full"]],
             )
         ],
+        replies=[Reply(context=f"unseen-{text}", question=3, tokens=[5, 6])],
     )
 
 
@@ -77,11 +91,21 @@ def test_results_come_in_the_asked_order(path: Path) -> None:
     joined = parts.results(FACTS, ["a", "b", "c"])
     assert joined.facts == FACTS
     assert [row.text for row in joined.divergence] == ["a", "b", "c"]
-    for name in ("retrieval", "tasks", "memory", "heads"):
+    for name in ("retrieval", "tasks", "memory", "heads", "replies"):
         expected = [row for text in "abc" for row in getattr(rows(text), name)]
         assert getattr(joined, name) == expected
     assert "a" in parts and "d" not in parts
     assert len(parts) == 3
+
+
+def test_replies_are_found_by_their_prompt(path: Path) -> None:
+    """Also by a run that resumes: nobody is asked twice."""
+    parts = PartsFile(path, ASKED, resume=False)
+    for name in ("a", "b"):
+        parts.add(name, rows(name))
+    for found in (parts, PartsFile(path, ASKED, resume=True)):
+        assert found.replies("unseen-b") == rows("b").replies
+        assert found.replies("unseen-c") == []
 
 
 def test_a_part_is_on_disk_when_it_is_added(path: Path) -> None:

@@ -89,19 +89,25 @@ def divergence(lengths: tuple[int, ...] = (512, 2048)) -> list[Divergence]:
     return rows
 
 
-def retrieval(tasks: tuple[str, ...] = ("keys", "passkey")) -> list[Retrieval]:
+def retrieval(tasks: tuple[str, ...] = ("keys", "passkey", "beyond")) -> list[Retrieval]:
     return [
         Retrieval(
             method=method,
             target=target,
             kept_share=share,
+            protocol=protocol,
+            context=f"{protocol}-{sample}",
+            kind="prose",
             task=task,
             prompt_tokens=1024,
-            sample=sample,
-            correct=sample < 4 * share,
-            answer_nll=1.0,
+            question=0,
+            correct=sample < 4 * share and task != "beyond",
+            kl=[1.01 - share],
+            nll=[2.0 - share],
+            full_nll=[1.0],
         )
         for method, target, share in METHODS
+        for protocol in ("unseen", "turns")
         for task in tasks
         for sample in range(4)
     ]
@@ -182,9 +188,11 @@ def test_everything_is_shown(whole: str) -> None:
     assert page.headings == [
         "Circumstances",
         "Summary",
+        "Beside the best peer",
         "Divergence against memory",
         "Likelihood of real text against memory",
         "Divergence over the continuation",
+        "Divergence of answers against memory",
         "Retrieval against memory",
         "Benchmarks",
         "What every head kept",
@@ -202,11 +210,20 @@ def test_plots_have_captions_and_labels(whole: str) -> None:
     page = Page(whole)
     labels = [value for name, value in page.attributes if name == "aria-label"]
     drawings = whole.count('role="img"')
-    # Lengths, all texts, three targets, two tasks, a benchmark, heads, policies, layers, memory.
-    assert drawings == 2 + 1 + 3 + 2 + 1 + 1 + 1 + 1 + 1
+    # Lengths, all texts, three targets, two protocols, two tasks of each, a benchmark, heads,
+    # policies, layers, memory.
+    assert drawings == 2 + 1 + 3 + 2 + 4 + 1 + 1 + 1 + 1 + 1
     assert len(labels) == drawings + page.tags["table"]
     assert all(labels)
     assert page.tags["figcaption"] == page.tags["figure"] == len(page.headings) - 1
+
+
+def test_tasks_beyond_the_model_are_named_and_not_scored(whole: str) -> None:
+    page = Page(whole)
+    (caption,) = [text for text in page.texts if "fewer than half of them" in text]
+    assert caption.endswith(": turns beyond; unseen beyond.")
+    assert "unseen, keys" in page.texts and "unseen, beyond" not in page.texts
+    assert "unseen, beyond, 1024" in page.texts, "its divergence is missing"
 
 
 def test_nothing_is_loaded_from_elsewhere(whole: str) -> None:
@@ -246,6 +263,7 @@ def test_nothing_measured_is_still_a_page(tmp_path: Path) -> None:
         (
             Results(divergence=divergence()),
             {
+                "Beside the best peer",
                 "Divergence against memory",
                 "Likelihood of real text against memory",
                 "Divergence over the continuation",
@@ -254,7 +272,12 @@ def test_nothing_measured_is_still_a_page(tmp_path: Path) -> None:
         ),
         (
             Results(retrieval=retrieval()),
-            {"Retrieval against memory", "Retrieval by prompt length"},
+            {
+                "Beside the best peer",
+                "Divergence of answers against memory",
+                "Retrieval against memory",
+                "Retrieval by prompt length",
+            },
         ),
         (Results(tasks=benchmark()), {"Benchmarks", "Benchmark accuracy"}),
         (Results(memory=memory()), {"Memory over generation"}),
@@ -301,7 +324,8 @@ def test_continuations_of_different_length(tmp_path: Path) -> None:
 
 
 def test_ours_are_emphasised(whole: str) -> None:
-    assert whole.count('<tr class="ours"><th scope="row">') == 4 * 3
+    # Four tables with a row for each of three methods, and one with six comparisons.
+    assert whole.count('<tr class="ours"><th scope="row">') == 4 * 3 + 6
     assert '<tr class="ours"><th scope="row">kvpress' not in whole
     widths = dict(
         (label, float(width))

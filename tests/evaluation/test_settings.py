@@ -2,12 +2,12 @@ import dataclasses
 
 import pytest
 
-from fastgen_vllm.evaluation import retrieval, tasks
+from fastgen_vllm.evaluation import contexts, tasks
 from fastgen_vllm.evaluation.settings import RETRIEVAL, TASKS, Settings
 
 
 def test_names_are_those_of_the_tasks_that_exist() -> None:
-    assert tuple(retrieval.TASKS) == RETRIEVAL
+    assert contexts.TASKS == RETRIEVAL
     assert tasks.TASKS == TASKS
 
 
@@ -20,13 +20,7 @@ def test_quick_makes_small_only_what_was_left_at_its_default() -> None:
 def test_asked_names_every_setting_in_plain_types() -> None:
     asked = Settings().asked()
     assert asked.keys() == {field.name for field in dataclasses.fields(Settings)}
-    assert asked["keep"] == [0.1, 0.25, 0.5, 0.75]
-
-
-def test_longest_sequence_has_room_for_prompt_and_continuation() -> None:
-    settings = Settings(lengths=(1024,), retrieval_lengths=(2048,), continuation=128)
-    assert settings.max_model_len >= 2048 + 64
-    assert Settings(lengths=(8192,), continuation=300).max_model_len >= 8492
+    assert asked["keep"] == [0.1, 0.25, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -38,6 +32,7 @@ def test_longest_sequence_has_room_for_prompt_and_continuation() -> None:
         ({"lengths": (64,)}, "--lengths.* 64: must be at least 256"),
         ({"continuation": 1}, "--continuation 1"),
         ({"samples": 0}, "--samples 0"),
+        ({"protocols": ("later",)}, "--protocols later: must be one of continuation, seen, unseen"),
         ({"retrieval": ("needle",)}, "--retrieval needle: must be one of passkey"),
         ({"tasks": ("mmlu",)}, "--tasks mmlu: must be one of gsm8k, humaneval"),
         ({"pool_gib": 0.0}, "--pool-gib 0.0"),

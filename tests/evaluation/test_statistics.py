@@ -13,13 +13,15 @@ from fastgen_vllm.evaluation.results import (
 )
 from fastgen_vllm.evaluation.statistics import (
     Estimate,
+    able_tasks,
+    geometric_mean,
     is_ours,
+    markdown,
     mean_interval,
     paired_ratio,
     share_interval,
     summarize,
     summary_table,
-    table,
 )
 
 
@@ -55,20 +57,29 @@ def retrieval(
     target: float | None,
     correct: bool,
     *,
+    protocol: str = "unseen",
+    context: str = "unseen-facts-1024-0",
     task: str = "keys",
     prompt_tokens: int = 1024,
-    answer_nll: float = 1.0,
+    kl: float = 0.5,
+    nll: float = 1.0,
+    full_nll: float = 1.0,
     kept_share: float = 0.5,
 ) -> Retrieval:
     return Retrieval(
         method=method,
         target=target,
         kept_share=kept_share,
+        protocol=protocol,
+        context=context,
+        kind="prose",
         task=task,
         prompt_tokens=prompt_tokens,
-        sample=0,
+        question=0,
         correct=correct,
-        answer_nll=answer_nll,
+        kl=[kl, kl],
+        nll=[nll, nll],
+        full_nll=[full_nll, full_nll],
     )
 
 
@@ -182,7 +193,8 @@ def test_ratio_refuses_bad_denominators(ours: list[float], theirs: list[float]) 
 def test_who_is_ours() -> None:
     assert is_ours("balanced")
     assert not is_ours("full")
-    assert not is_ours("kvpress snapkv")
+    for theirs in ("kvpress SnapKV", "peer DefensiveKV", "bound KVzip"):
+        assert not is_ours(theirs)
 
 
 def test_divergence_is_averaged_over_texts_not_positions() -> None:
@@ -215,27 +227,72 @@ def test_continuations_without_positions_are_no_texts() -> None:
 
 def test_retrieval_is_scored_per_task_pooled_and_per_length() -> None:
     rows = [
-        retrieval("paper", None, True, answer_nll=1.0, kept_share=0.4),
-        retrieval("paper", None, False, answer_nll=2.0, kept_share=0.4),
-        retrieval("paper", None, True, prompt_tokens=512, answer_nll=6.0, kept_share=0.7),
+        retrieval("paper", None, True, nll=1.0, kl=1.0, kept_share=0.4),
+        retrieval("paper", None, False, nll=2.0, kl=3.0, kept_share=0.4),
+        retrieval(
+            "paper", None, True, prompt_tokens=512, context="b", nll=6.0, kl=8.0, kept_share=0.7
+        ),
         retrieval("paper", None, False, task="counting"),
+        retrieval("paper", None, False, protocol="seen", context="c"),
     ]
     (summary,) = summarize(Results(retrieval=rows, tasks=[task_row("paper", None, True)]))
-    assert [(s.task, s.prompt_tokens) for s in summary.retrieval] == [
-        ("counting", None),
-        ("counting", 1024),
-        ("keys", None),
-        ("keys", 512),
-        ("keys", 1024),
+    assert [(s.protocol, s.task, s.prompt_tokens) for s in summary.retrieval] == [
+        ("seen", "keys", None),
+        ("seen", "keys", 1024),
+        ("unseen", "counting", None),
+        ("unseen", "counting", 1024),
+        ("unseen", "keys", None),
+        ("unseen", "keys", 512),
+        ("unseen", "keys", 1024),
     ]
-    _, _, pooled, short, long = summary.retrieval
+    *_, pooled, short, long = summary.retrieval
     assert pooled.accuracy == share_interval(2, 3)
-    assert pooled.answer_nll == pytest.approx(3.0)
+    assert pooled.nll_change == pytest.approx((0 + 1 + 5) / 3)
+    assert pooled.kl == Estimate(5.0, 2.0, 8.0, 2), "the two of one prompt are one sample"
     assert pooled.kept_share == pytest.approx(0.5)
-    assert (short.accuracy, short.answer_nll) == (share_interval(1, 1), 6.0)
-    assert (long.accuracy, long.answer_nll) == (share_interval(1, 2), 1.5)
+    assert (short.accuracy, short.nll_change) == (share_interval(1, 1), 5.0)
+    assert (long.accuracy, long.nll_change) == (share_interval(1, 2), 0.5)
     assert [(s.task, s.accuracy) for s in summary.tasks] == [("gsm8k", share_interval(1, 1))]
     assert summary.divergence is None
+
+
+def test_a_prompt_counts_its_tasks_alike() -> None:
+    """However many questions there are of each."""
+    rows = [
+        retrieval("paper", None, True, kl=1.0),
+        retrieval("paper", None, True, kl=3.0),
+        retrieval("paper", None, True, task="copy", kl=6.0),
+        retrieval("paper", None, True, context="b", kl=8.0),
+    ]
+    (summary,) = summarize(Results(retrieval=rows))
+    (score,) = summary.protocols
+    assert (score.protocol, score.kl) == ("unseen", Estimate(6.0, 4.0, 8.0, 2))
+    assert score.kl_geometric == pytest.approx(32**0.5)
+
+
+def test_what_the_model_cannot_do_is_not_scored() -> None:
+    rows = [
+        retrieval("full", None, False, task="counting"),
+        retrieval("full", None, True),
+        retrieval("full", None, False, context="b"),
+        retrieval("paper", None, True, task="counting"),
+        retrieval("paper", None, False),
+    ]
+    assert able_tasks(rows) == {("unseen", "keys")}
+    assert able_tasks(rows[3:]) == {("unseen", "keys"), ("unseen", "counting")}
+    full, paper = summarize(Results(retrieval=rows))
+    assert full.protocols[0].accuracy == share_interval(1, 2)
+    assert paper.protocols[0].accuracy == share_interval(0, 1)
+    (beyond,) = summarize(Results(retrieval=rows[:1]))
+    assert beyond.protocols[0].accuracy is None
+    assert summary_table([beyond]).header == ("method", "kept %", "unseen KL")
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"), [([4.0, 9.0], 6.0), ([2.0], 2.0), ([0.0, 1.0], 10**-4.5)]
+)
+def test_geometric_mean(values: list[float], mean: float) -> None:
+    assert geometric_mean(values) == pytest.approx(mean)
 
 
 def test_order_is_full_ours_theirs_with_large_targets_first() -> None:
@@ -279,10 +336,10 @@ def test_table_has_the_columns_that_have_data() -> None:
         divergence("full", kept_share=1.0, kl=[0.0]),
     ]
     assert summary_table(summarize(Results(divergence=rows))) == (
-        ("method", "kept %", "KL, nats", "NLL +%", "same top-1 %"),
+        ("method", "kept %", "KL, nats", "geometric", "NLL +%", "same top-1 %"),
         (
-            ("full", "100.0", "0 [0, 0]", "+0.00", "100.0"),
-            ("balanced at 30 %", "30.0", "0.5 [0.5, 0.5]", "+12.50", "100.0"),
+            ("full", "100.0", "0 [0, 0]", "1e-09", "+0.00", "100.0"),
+            ("balanced at 30 %", "30.0", "0.5 [0.5, 0.5]", "0.5", "+12.50", "100.0"),
         ),
     )
     scored = Results(
@@ -290,15 +347,17 @@ def test_table_has_the_columns_that_have_data() -> None:
         tasks=[task_row("full", None, True)],
     )
     assert summary_table(summarize(scored)) == (
-        ("method", "kept %", "keys %", "gsm8k %"),
-        (("full", "50.0", "", "100.0"), ("balanced", "50.0", "50.0", "")),
+        ("method", "kept %", "unseen KL", "unseen right %", "gsm8k %"),
+        (
+            ("full", "50.0", "", "", "100.0"),
+            ("balanced", "50.0", "0.5 [0.5, 0.5]", "50.0", ""),
+        ),
     )
 
 
 def test_table_is_aligned_markdown() -> None:
-    text = table(
-        summarize(Results(tasks=[task_row("a|b", 0.125, True), task_row("c", None, True)]))
-    )
+    rows = [task_row("a|b", 0.125, True), task_row("c", None, True)]
+    text = markdown(summary_table(summarize(Results(tasks=rows))))
     assert text.splitlines() == [
         "| method         | kept % | gsm8k % |",
         "| -------------- | -----: | ------: |",
@@ -309,4 +368,4 @@ def test_table_is_aligned_markdown() -> None:
 
 def test_nothing_measured_gives_no_rows() -> None:
     assert summarize(Results()) == []
-    assert len(table([]).splitlines()) == 2
+    assert len(markdown(summary_table([])).splitlines()) == 2
