@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     _add_list(made, "lengths", int, "prompt tokens of forced continuations")
     _add_number(made, "per-kind", int, "passages of each kind of text and length")
     _add_number(made, "continuation", int, "forced tokens after each passage")
-    _add_list(made, "retrieval", str, "retrieval tasks")
+    _add_list(made, "retrieval", str, "retrieval tasks; ruler: RULER's eleven")
     _add_list(made, "retrieval-lengths", int, "prompt tokens of retrieval questions")
     _add_number(made, "samples", int, "prompts of each protocol and length")
     _add_list(made, "tasks", str, "benchmarks for models that can do them: gsm8k, humaneval")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from fastgen_vllm.evaluation import ruler
 from fastgen_vllm.evaluation.dialogue import Dialogue
 from fastgen_vllm.evaluation.puzzles import PUZZLES, together
 from fastgen_vllm.evaluation.sheets import Ask, Sheet
@@ -106,15 +107,22 @@ class Maker:
     def contexts(self, protocol: str, tasks: Sequence[str], count: int) -> list[Context]:
         """Return ``count`` contexts for all tasks, or for each if the prompt holds its question.
 
+        RULER's tasks have contexts of their own, and no turns.
+
         Args:
             protocol: seen, unseen or turns.
-            tasks: of :data:`TASKS`.
+            tasks: of :data:`TASKS`, or RULER's.
 
         Raises:
             ValueError: the texts or the length are too short.
         """
-        groups = [[task] for task in tasks] if protocol == SEEN else [list(tasks)] if tasks else []
-        return [self._about_facts(protocol, group, n) for group in groups for n in range(count)]
+        own = [task for task in tasks if task in TASKS]
+        groups = [[task] for task in own] if protocol == SEEN else [own] if own else []
+        contexts = [self._about_facts(protocol, group, n) for group in groups for n in range(count)]
+        if protocol != TURNS:
+            rulers = [task for task in tasks if task in ruler.TASKS]
+            contexts += [self._of_ruler(protocol, task, n) for task in rulers for n in range(count)]
+        return contexts
 
     def _about_facts(self, protocol: str, tasks: list[str], sample: int) -> Context:
         topic = tasks[0] if protocol == SEEN else "facts"
@@ -132,6 +140,11 @@ class Maker:
         where = _Place(protocol, topic, corpus.kind, sample)
         return self._laid_out(where, Sheet(facts, asks, real_text), copies, dice)
 
+    def _of_ruler(self, protocol: str, task: str, sample: int) -> Context:
+        dice = random.Random(f"{self.seed} {task} {self.length} {sample}")
+        sheet = ruler.Ruler(self.corpora[0].documents, self.tokenizer).sheet(task, dice)
+        return self._laid_out(_Place(protocol, task, self.corpora[0].kind, sample), sheet, 0, dice)
+
     def _laid_out(self, where: _Place, sheet: Sheet, copies: int, dice: random.Random) -> Context:
         """Hide the sheet's facts in its text.
 
@@ -144,13 +157,17 @@ class Maker:
         bare = [self._bare(ask) for ask in sheet.asks]
         start = [*self.dialogue.before, *self._tokens(sheet.intro)]
         # Whatever is to be copied, the question is as long.
-        end = self._end(where.protocol, [*bare, *[self._copy([0] * _PASSAGE)] * copies])
+        asked = [*bare, *[self._copy([0] * _PASSAGE)] * copies]
+        end = self._end(where.protocol, asked)
         room = self.length - sum(map(len, (start, *facts, end)))
-        if room < max(self.length // 2, copies * _PASSAGE):
+        least = max(self.length // 2, copies * _PASSAGE)
+        text = sheet.filler(dice, room) if room >= least else []
+        if len(text) < least:
+            tasks = ", ".join(dict.fromkeys(one.task for one in asked))
             raise ValueError(
-                f"--retrieval-lengths {self.length}: too short for retrieval task {where.topic!r}."
+                f"--retrieval-lengths {self.length}: too short for {tasks} in one prompt "
+                f"({where.protocol}); give longer ones, or fewer tasks with --retrieval."
             )
-        text = sheet.filler(dice, room)
         begins = [_PASSAGE * cell for cell in dice.sample(range(len(text) // _PASSAGE), copies)]
         bare += [self._copy(text[begin : begin + _PASSAGE]) for begin in begins]
         prompt = start + _hidden(facts, text, begins, dice) + self._end(where.protocol, bare)

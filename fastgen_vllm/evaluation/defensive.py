@@ -71,8 +71,8 @@ def output_share(layer: LayerCall) -> Tensor:
     """[H, n] L1 norm of a value's part of the output, over the sum of all heads' at its token."""
     values, weights = layer.values[0, :, :-WINDOW], layer.output_weights()
     # One query head at a time: the whole would be G times as large as the hidden states.
-    norms = [(values @ weights[:, g]).abs().sum(-1) for g in range(weights.shape[1])]
-    norm = torch.stack(norms).mean(0)
+    parts = (values @ weights[:, g].contiguous() for g in range(weights.shape[1]))
+    norm = torch.stack([part.norm(p=1, dim=-1) for part in parts]).mean(0)
     return norm / norm.sum(0)
 
 

@@ -225,8 +225,11 @@ def _attend_to_kept(
         visible = torch.cat([among.new_ones(len(among), len(held.keys)), among], dim=1)
         keys, values = torch.cat([held.keys, k]), torch.cat([held.values, v])
         if watch is not None:
-            logits = (q @ keys.T * scaling).masked_fill(~visible, -torch.inf)
-            watch(module.layer_idx, number, logits.softmax(-1)[..., : len(held.keys)])
+            logits = (q @ keys.T * scaling).masked_fill_(~visible, -torch.inf)
+            attention = logits.softmax(-1)
+            watch(module.layer_idx, number, attention[..., : len(held.keys)])
+            outputs.append(attention @ values)
+            continue
         outputs.append(
             scaled_dot_product_attention(
                 q,

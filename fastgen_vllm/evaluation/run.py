@@ -11,6 +11,7 @@ from fastgen_vllm.evaluation.dialogue import Dialogue
 from fastgen_vllm.evaluation.facts import facts
 from fastgen_vllm.evaluation.measure import UNCOMPRESSED, Item, Method, item_name
 from fastgen_vllm.evaluation.parts import PartsFile
+from fastgen_vllm.evaluation.recall import recalling_passages
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.settings import CONTINUATION, Settings
 from fastgen_vllm.evaluation.texts import Corpus, built_in_corpora, corpora_from, cut_passages
@@ -108,14 +109,10 @@ def make_items(settings: Settings, tokenizer: Any) -> Iterator[Item]:
     """Yield everything to measure, in a fixed order."""
     corpora = corpora_from(settings.texts) if settings.texts else built_in_corpora()
     if CONTINUATION in settings.protocols:
-        yield from cut_passages(
-            corpora,
-            tokenizer,
-            settings.lengths,
-            settings.continuation,
-            settings.per_kind,
-            settings.seed,
-        )
+        size = (settings.lengths, settings.continuation, settings.per_kind, settings.seed)
+        yield from cut_passages(corpora, tokenizer, *size)
+        if not settings.texts:
+            yield from recalling_passages(corpora, tokenizer, *size)
     yield from _contexts(settings, tokenizer, corpora)
     for task in settings.tasks:
         yield from tasks.load(task, settings.problems, settings.seed)
@@ -129,7 +126,7 @@ def _contexts(settings: Settings, tokenizer: Any, corpora: Sequence[Corpus]) -> 
     for length in settings.retrieval_lengths:
         maker = Maker(corpora, tokenizer, dialogue, length, settings.seed)
         for protocol in protocols:
-            yield from maker.contexts(protocol, settings.retrieval, settings.samples)
+            yield from maker.contexts(protocol, settings.retrieval_tasks, settings.samples)
 
 
 def configs_of(settings: Settings) -> list[FastGenConfig]:

@@ -3,12 +3,13 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fastgen_vllm.evaluation import contexts
+from fastgen_vllm.evaluation import contexts, ruler
 from fastgen_vllm.evaluation.tasks import TASKS
 
 CONTINUATION = "continuation"
 PROTOCOLS = (CONTINUATION, contexts.SEEN, contexts.UNSEEN, contexts.TURNS)
-RETRIEVAL = contexts.TASKS
+RULER = "ruler"  # stands for all its tasks
+RETRIEVAL = (*contexts.TASKS, *ruler.TASKS)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Settings:
         continuation: forced tokens after each passage.
         retrieval_lengths: prompt lengths of retrieval questions, in tokens.
         samples: prompts of each protocol and length, and of each task where it is in the prompt.
-        retrieval: retrieval tasks.
+        retrieval: retrieval tasks; ``ruler`` stands for RULER's eleven.
         tasks: public benchmarks, by free generation.
         problems: problems of each benchmark.
         seed: of passages, questions and resampling.
@@ -50,9 +51,9 @@ class Settings:
     lengths: tuple[int, ...] = (1024, 2048)
     per_kind: int = 2
     continuation: int = 128
-    retrieval_lengths: tuple[int, ...] = (1024, 2048)
-    samples: int = 2
-    retrieval: tuple[str, ...] = RETRIEVAL
+    retrieval_lengths: tuple[int, ...] = (1024,)
+    samples: int = 3
+    retrieval: tuple[str, ...] = contexts.TASKS
     tasks: tuple[str, ...] = ()
     problems: int = 20
     seed: int = 0
@@ -66,7 +67,7 @@ class Settings:
             lengths=(512,),
             per_kind=1,
             continuation=64,
-            retrieval_lengths=(512,),
+            retrieval_lengths=(768,),
             samples=1,
         )
         default = Settings()
@@ -100,10 +101,17 @@ class Settings:
                 protocol in PROTOCOLS, "--protocols", protocol, f"one of {', '.join(PROTOCOLS)}"
             )
         for task in self.retrieval:
-            _require(task in RETRIEVAL, "--retrieval", task, f"one of {', '.join(RETRIEVAL)}")
+            legal = (*RETRIEVAL, RULER)
+            _require(task in legal, "--retrieval", task, f"one of {', '.join(legal)}")
         for task in self.tasks:
             _require(task in TASKS, "--tasks", task, f"one of {', '.join(TASKS)}")
         return self
+
+    @property
+    def retrieval_tasks(self) -> tuple[str, ...]:
+        """Retrieval tasks by name, each once."""
+        named = [ruler.TASKS if task == RULER else (task,) for task in self.retrieval]
+        return tuple(dict.fromkeys(task for tasks in named for task in tasks))
 
     def asked(self) -> dict[str, Any]:
         """Everything that decides what a part of the evaluation means."""

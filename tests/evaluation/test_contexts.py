@@ -269,7 +269,7 @@ def test_fewer_samples_are_the_first_ones() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_length_without_room_for_text_is_refused(protocol: str, tokenizer: Any) -> None:
     """The refusal names the option."""
-    with pytest.raises(ValueError, match=r"^--retrieval-lengths 120: too short for retrieval task"):
+    with pytest.raises(ValueError, match=r"^--retrieval-lengths 120: too short for keys"):
         make(protocol, tokenizer, ("keys",), length=120)
 
 

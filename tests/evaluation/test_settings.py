@@ -2,19 +2,20 @@ import dataclasses
 
 import pytest
 
-from fastgen_vllm.evaluation import contexts, tasks
+from fastgen_vllm.evaluation import contexts, ruler, tasks
 from fastgen_vllm.evaluation.settings import RETRIEVAL, TASKS, Settings
 
 
 def test_names_are_those_of_the_tasks_that_exist() -> None:
-    assert contexts.TASKS == RETRIEVAL
+    assert (*contexts.TASKS, *ruler.TASKS) == RETRIEVAL
+    assert Settings().retrieval_tasks == contexts.TASKS
     assert tasks.TASKS == TASKS
 
 
 def test_quick_makes_small_only_what_was_left_at_its_default() -> None:
     quick = Settings(lengths=(4096,), seed=7).quick()
     assert quick.lengths == (4096,)
-    assert (quick.samples, quick.retrieval_lengths, quick.seed) == (1, (512,), 7)
+    assert (quick.samples, quick.retrieval_lengths, quick.seed) == (1, (768,), 7)
 
 
 def test_asked_names_every_setting_in_plain_types() -> None:
