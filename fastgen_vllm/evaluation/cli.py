@@ -99,7 +99,7 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
     from fastgen_vllm.evaluation.comparison import compare, comparison_table
     from fastgen_vllm.evaluation.report import write_report
     from fastgen_vllm.evaluation.run import evaluate, plan
-    from fastgen_vllm.evaluation.statistics import markdown, summarize, summary_table
+    from fastgen_vllm.evaluation.statistics import markdown, summarize, summary_table, tasks_beyond
 
     planned = plan(settings)
     parts = PartsFile(parts_path, settings.asked(), resume=resume)
@@ -117,6 +117,9 @@ def _run(settings: Settings, json_path: Path, parts_path: Path, *, resume: bool)
     write_report(results, html_path)
     parts_path.unlink()
     print(markdown(summary_table(summarize(results))))
+    beyond = tasks_beyond(results.retrieval)
+    if beyond:
+        print(f"Not among the right answers, beyond the uncompressed model: {beyond}.")
     comparisons = compare(results)
     if comparisons:
         print(f"\n{markdown(comparison_table(comparisons))}")

@@ -6,18 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastgen_vllm.evaluation.estimates import (
+    Estimate,
+    geometric_mean,
+    interval,
+    mean_interval,
+    paired_ratio,
+)
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.statistics import (
     KVPRESS,
     PEER,
-    Estimate,
     Table,
-    interval,
     is_ours,
     kl_by_prompt,
     label,
-    mean_interval,
-    paired_ratio,
     rank,
     text_means,
 )
@@ -33,8 +36,10 @@ class Comparison(NamedTuple):
     method: str
     target: float
     kl: Estimate  # nats, ours
+    kl_geometric: float  # the same, geometric mean over texts
     peer: str
     peer_kl: Estimate  # nats
+    peer_geometric: float
     ratio: Estimate  # mean of ours over mean of the peer's, paired by text
     below: int  # texts on which ours is smaller
 
@@ -60,14 +65,17 @@ def compare(results: Results) -> list[Comparison]:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """One row per comparison."""
-    header = ("protocol", "method", "KL, nats", "best peer", "its KL", "ratio", "below it")
+    ours, theirs = ("KL, nats", "geometric"), ("its KL", "its geometric")
+    header = ("protocol", "method", *ours, "best peer", *theirs, "ratio", "below it")
     rows = tuple(
         (
             c.protocol,
             label(c.method, c.target),
             interval(c.kl),
+            f"{c.kl_geometric:.3g}",
             c.peer,
             interval(c.peer_kl),
+            f"{c.peer_geometric:.3g}",
             interval(c.ratio),
             f"{c.below} of {c.ratio.count}",
         )
@@ -85,8 +93,10 @@ def _compared(
         method=method,
         target=target,
         kl=mean_interval(above),
+        kl_geometric=geometric_mean(above),
         peer=peer,
         peer_kl=mean_interval(below),
+        peer_geometric=geometric_mean(below),
         ratio=paired_ratio(above, below),
         below=sum(one < other for one, other in zip(above, below, strict=True)),
     )

@@ -10,6 +10,7 @@ compressed cache.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fastgen_vllm.evaluation import ruler
@@ -114,8 +115,12 @@ class Maker:
             tasks: of :data:`TASKS`, or RULER's.
 
         Raises:
-            ValueError: the texts or the length are too short.
+            ValueError: the texts or the length are too short, or the model knows no turns.
         """
+        if protocol == TURNS and self.dialogue.between is None:
+            raise ValueError(
+                "--protocols turns: the model's chat template cannot write two turns; leave it out."
+            )
         own = [task for task in tasks if task in TASKS]
         groups = [[task] for task in own] if protocol == SEEN else [own] if own else []
         contexts = [self._about_facts(protocol, group, n) for group in groups for n in range(count)]
@@ -142,8 +147,12 @@ class Maker:
 
     def _of_ruler(self, protocol: str, task: str, sample: int) -> Context:
         dice = random.Random(f"{self.seed} {task} {self.length} {sample}")
-        sheet = ruler.Ruler(self.corpora[0].documents, self.tokenizer).sheet(task, dice)
+        sheet = self._ruler.sheet(task, dice)
         return self._laid_out(_Place(protocol, task, self.corpora[0].kind, sample), sheet, 0, dice)
+
+    @cached_property
+    def _ruler(self) -> ruler.Ruler:
+        return ruler.Ruler(self.corpora[0].documents, self.tokenizer)
 
     def _laid_out(self, where: _Place, sheet: Sheet, copies: int, dice: random.Random) -> Context:
         """Hide the sheet's facts in its text.
@@ -191,6 +200,7 @@ class Maker:
             return
         first = protocol == TURNS
         opening = self.dialogue.between if first else self._tokens("\n\n")
+        assert opening is not None, "turns were refused without it"
         for one in bare[:-1] if first else bare:
             yield Question(
                 one.task, opening + one.question + self.dialogue.after + one.lead, one.value

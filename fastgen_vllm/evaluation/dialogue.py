@@ -12,30 +12,28 @@ class Dialogue(NamedTuple):
 
     before: list[int]  # the first message
     after: list[int]  # a message, up to where the reply begins
-    between: list[int]  # a reply, up to where the next message begins
+    between: list[int] | None  # a reply, up to where the next message begins; None if that fails
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Dialogue":
-        """Take the template apart; a model without one gets plain questions and answers.
-
-        Raises:
-            ValueError: the template does not write what it is given.
-        """
+        """Take the template apart; a model without one gets plain questions and answers."""
         if tokenizer.chat_template is None:
             return cls([], tokenize(tokenizer, "\nAnswer: "), tokenize(tokenizer, "\n\n"))
-        roles = ("user", "assistant", "user")
-        messages = [{"role": r, "content": m} for r, m in zip(roles, _MARKS, strict=True)]
-        rest: str = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+        before, after = _written(tokenizer, 1).split(_MARKS[0])
+        _, _, later = _written(tokenizer, 3).partition(_MARKS[1])
+        between, written, _ = later.partition(_MARKS[2])
+        return cls(
+            tokenize(tokenizer, before),
+            tokenize(tokenizer, after),
+            tokenize(tokenizer, between) if written else None,
         )
-        parts = []
-        for mark in _MARKS:
-            part, found, rest = rest.partition(mark)
-            if not found:
-                raise ValueError(
-                    "--model: its chat template cannot write a conversation of two turns; "
-                    "run with --protocols continuation."
-                )
-            parts.append(tokenize(tokenizer, part))
-        # The first reply may begin otherwise than the one that is asked for.
-        return cls(parts[0], tokenize(tokenizer, rest), parts[2])
+
+
+def _written(tokenizer: Any, count: int) -> str:
+    """What the template writes of that many messages, up to where a reply begins."""
+    roles = ("user", "assistant", "user")
+    messages = [{"role": r, "content": m} for r, m in zip(roles, _MARKS, strict=True)]
+    text: str = tokenizer.apply_chat_template(
+        messages[:count], add_generation_prompt=True, tokenize=False
+    )
+    return text

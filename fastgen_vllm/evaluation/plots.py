@@ -16,16 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from fastgen_vllm.evaluation.estimates import Estimate
 from fastgen_vllm.evaluation.results import Divergence, Heads, Memory, Results
-from fastgen_vllm.evaluation.statistics import (
-    FULL,
-    Estimate,
-    Summary,
-    is_ours,
-    label,
-    rank,
-    summarize,
-)
+from fastgen_vllm.evaluation.statistics import FULL, Summary, is_ours, label, rank, summarize
 
 #: Paul Tol's "muted" scheme, told apart by the colour-blind; most distinct first.
 _COLOURS = (

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import style
 
 from fastgen_vllm.evaluation.comparison import compare, comparison_table
+from fastgen_vllm.evaluation.estimates import Estimate, interval
 from fastgen_vllm.evaluation.plots import (
     RC,
     answers_by_share,
@@ -26,14 +27,13 @@ from fastgen_vllm.evaluation.plots import (
 )
 from fastgen_vllm.evaluation.results import Results
 from fastgen_vllm.evaluation.statistics import (
-    Estimate,
     Summary,
     Table,
     able_tasks,
-    interval,
     is_ours,
     summarize,
     summary_table,
+    tasks_beyond,
 )
 
 
@@ -103,9 +103,6 @@ def _shown(sections: Sequence[Section]) -> list[Section]:
 
 
 def _first_sections(results: Results, summaries: Sequence[Summary]) -> list[Section]:
-    able = able_tasks(results.retrieval)
-    beyond = sorted({(r.protocol, r.task) for r in results.retrieval} - able)
-    named = "; ".join(f"{protocol} {task}" for protocol, task in beyond)
     comparisons = compare(results)
     return [
         Section(
@@ -116,7 +113,7 @@ def _first_sections(results: Results, summaries: Sequence[Summary]) -> list[Sect
             "prompt holds (seen), that come after it (unseen) and in the next turn (turns), and "
             "right answers. In brackets: 95 % intervals over texts. Left out of the right answers, "
             "because the uncompressed model gives fewer than half of them: "
-            f"{named or 'nothing'}.",
+            f"{tasks_beyond(results.retrieval) or 'nothing'}.",
             summary_table(summaries),
             [is_ours(summary.method) for summary in summaries],
         ),

@@ -3,8 +3,8 @@
 import pytest
 
 from fastgen_vllm.evaluation.comparison import compare, comparison_table
+from fastgen_vllm.evaluation.estimates import mean_interval, paired_ratio
 from fastgen_vllm.evaluation.results import Results
-from fastgen_vllm.evaluation.statistics import mean_interval, paired_ratio
 from tests.evaluation.test_statistics import divergence, retrieval
 
 OURS = [0.1, 0.2, 0.6]
@@ -57,7 +57,9 @@ def test_the_table_says_how_often() -> None:
     table = comparison_table(compare(Results(divergence=ROWS)))
     (row,) = table.rows
     assert row[:2] == ("continuation", "balanced at 25 %")
-    assert (row[3], row[-1]) == ("peer DefensiveKV", "2 of 3")
+    assert (row[4], row[-1]) == ("peer DefensiveKV", "2 of 3")
+    assert (row[3], row[6]) == (f"{0.012 ** (1 / 3):.3g}", f"{0.04 ** (1 / 3):.3g}")
+    assert {len(row), len(table.header)} == {9}
 
 
 def test_without_peers_there_is_nothing_to_compare() -> None:

@@ -283,3 +283,10 @@ def test_texts_that_are_too_short_are_refused() -> None:
 def test_no_task_makes_no_prompt() -> None:
     for protocol in PROTOCOLS:
         assert make(protocol, TOKENIZERS["base"], ()) == []
+
+
+def test_turns_need_a_template_that_knows_them() -> None:
+    tokenizer = tiny_tokenizer("<|user|>{{ messages[0].content }}<|assistant|>")
+    assert make(UNSEEN, tokenizer)
+    with pytest.raises(ValueError, match=r"^--protocols turns: the model's chat template cannot"):
+        make(TURNS, tokenizer)

@@ -161,6 +161,7 @@ def test_a_run_ends_well(runs: Runs) -> None:
     for method in (*OURS, *PEER_METHODS):
         assert f"| {method[0]} " in run.out
     assert "| continuation | balanced at 50 % |" in run.out
+    assert "beyond the uncompressed model: seen copy; " in run.out
 
 
 def test_every_method_meets_every_passage(runs: Runs) -> None:
