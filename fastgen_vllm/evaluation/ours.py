@@ -56,8 +56,8 @@ def measure_on_engine(
                 case Context():
                     yield item, _context_rows(engine, item, methods)
                 case Problem():
-                    arguments = {"tokenizer": tokenizer, "min_prompt": config.min_prompt}
-                    yield item, _problem_rows(engine, item, methods, **arguments)
+                    rows = _problem_rows(engine, item, methods, tokenizer, config.min_prompt)
+                    yield item, rows
     finally:
         engine.close()
 
