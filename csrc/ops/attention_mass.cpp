@@ -55,9 +55,7 @@ void replayed_mass(const Tensor& query, const Tensor& arena, int64_t layer, cons
                                 scale, pool, mass, energy);
   a.is_replay = true;
   a.turn = Checks("replayed_mass", arena).turn(turn, interleaved, a.pool);
-  require(arena.is_cpu(),
-          "replayed_mass: arena must be on the CPU; no kernel for GPUs replays yet");
-  cpu::attention_mass(a);
+  FASTGEN_LAUNCH(replayed_mass, a, arena);
 }
 
 FASTGEN_OP(attention_mass,
