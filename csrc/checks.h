@@ -229,6 +229,30 @@ class Checks {
             interleaved};
   }
 
+  // Queries of a prompt, which meet its keys in one layer: what all such calls have in common.
+  template <typename Args>
+  void queries(Args& a, const Tensor& query, int64_t layer, const Tensor& block_row,
+               int64_t first_position, double scale, const std::string& pool) const {
+    a.pool = arena();
+    this->layer(layer, a.pool);
+    rows("query", query, arena_.scalar_type(), {kAny, kAny, a.pool.head_size});
+    aligned("query", query, 4, 2);
+    a.group_size = group_size(query, a.pool);
+    a.pooling = pooling(pool);
+    require(first_position >= 0, op_, ": first_position must be at least 0, got ", first_position);
+    require(first_position < kMostSlots && query.size(0) < kMostSlots, op_,
+            ": a prompt must have less than ", kMostSlots, " tokens, got ", query.size(0),
+            " queries from ", first_position);
+    a.block_row = row("block_row", block_row, first_position + query.size(0), a.pool);
+    a.query = static_cast<const char*>(query.data_ptr());
+    a.query_token_stride = query.stride(0);
+    a.query_head_stride = query.stride(1);
+    a.num_queries = static_cast<int>(query.size(0));
+    a.first_position = static_cast<int>(first_position);
+    a.layer = static_cast<int>(layer);
+    a.scale = static_cast<float>(scale);
+  }
+
   Pooling pooling(const std::string& name) const {
     require(name == "mean" || name == "max" || name == "min", op_,
             ": pool must be one of mean, max, min, got '", name, "'");

@@ -8,18 +8,8 @@ AttentionMassArgs checked(const char* op, const Tensor& query, const Tensor& are
                           const std::string& pool, const Tensor& mass, const Tensor& energy) {
   const Checks check(op, arena);
   AttentionMassArgs a = {};
-  a.pool = check.arena();
-  check.layer(layer, a.pool);
-  check.rows("query", query, arena.scalar_type(), {kAny, kAny, a.pool.head_size});
-  check.aligned("query", query, 4, 2);
-  a.group_size = check.group_size(query, a.pool);
-  a.pooling = check.pooling(pool);
-  require(first_position >= 0, op, ": first_position must be at least 0, got ", first_position);
-  require(first_position < kMostSlots && query.size(0) < kMostSlots, op,
-          ": a prompt must have less than ", kMostSlots, " tokens, got ", query.size(0),
-          " queries from ", first_position);
-  const int64_t end = first_position + query.size(0);
-  a.block_row = check.row("block_row", block_row, end, a.pool);
+  check.queries(a, query, layer, block_row, first_position, scale, pool);
+  const int end = a.first_position + a.num_queries;
   const auto sums = [&](const char* name, const Tensor& tensor) {
     check.rows(name, tensor, ScalarType::Float, {a.pool.num_heads, kAny});
     require(tensor.size(1) >= end, op, ": ", name, " must have room for ", end,
@@ -30,13 +20,6 @@ AttentionMassArgs checked(const char* op, const Tensor& query, const Tensor& are
   a.mass_stride = mass.stride(0);
   a.energy = sums("energy", energy);
   a.energy_stride = energy.stride(0);
-  a.query = static_cast<const char*>(query.data_ptr());
-  a.query_token_stride = query.stride(0);
-  a.query_head_stride = query.stride(1);
-  a.num_queries = static_cast<int>(query.size(0));
-  a.first_position = static_cast<int>(first_position);
-  a.layer = static_cast<int>(layer);
-  a.scale = static_cast<float>(scale);
   return a;
 }
 

@@ -288,13 +288,17 @@ def decode_sides(
     generator: torch.Generator,
 ) -> list[Callable[[int], object]]:
     """Ours and stock's attention, as functions of the call's number."""
-    query = torch.randn(
-        shape.requests, shape.heads * shape.group, shape.head_size, generator=generator
-    ).to(dtype)
+    query = random_query(shape, dtype, generator)
     return [
         our_attention(shape, buffers, query),
         stock_attention(shape, buffers, query, lengths),
     ]
+
+
+def random_query(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """[R, H*G, D], on the generator's device."""
+    size = (shape.requests, shape.heads * shape.group, shape.head_size)
+    return torch.randn(size, generator=generator, device=generator.device).to(dtype)
 
 
 def our_attention(

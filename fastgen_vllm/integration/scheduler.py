@@ -95,8 +95,8 @@ class PerHeadScheduling(Scheduler):
         if self._fastgen.observe != "replay":
             return
         for request_id in output.num_scheduled_tokens:
-            request = self.requests[request_id]
-            if self._progress[request_id].is_profiled and not manager.is_compacted(request_id):
+            request, progress = self.requests[request_id], self._progress[request_id]
+            if progress.is_profiled and progress.plan is None:  # its prompt is not whole yet
                 computed = min(request.num_computed_tokens, request.num_prompt_tokens)
                 manager.note_replayed(request_id, whole_blocks(computed))
 

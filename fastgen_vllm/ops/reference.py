@@ -49,6 +49,13 @@ def keys_and_values(arena: Tensor, row: Tensor, record: Tensor) -> tuple[Tensor,
     return torch.cat(keys)[:length], torch.cat(values)[:length]
 
 
+def prompt_keys(arena: Tensor, layer: int, block_row: Tensor, head: int, end: int) -> Tensor:
+    """K ``[D, end]`` float32 of a prompt's first tokens, on its stock blocks."""
+    blocks = block_row[: -(-end // (arena.shape[3] // 2))].tolist()
+    pages = [page_of(arena, layer, block, head)[0] for block in blocks]
+    return torch.cat(pages, dim=1)[:, :end].float()
+
+
 def pooled(probability: Tensor, pool: str) -> Tensor:
     """Reduce ``[..., G, N]`` to ``[..., N]``."""
     if pool == "mean":
@@ -68,13 +75,11 @@ def attention_mass(
     energy: Tensor,
 ) -> None:
     """See ``fastgen_vllm.ops.attention_mass``."""
-    num_heads, slots = arena.shape[2], arena.shape[3] // 2
+    num_heads = arena.shape[2]
     group = query.shape[1] // num_heads
     end = first_position + query.shape[0]
     for head in range(num_heads):
-        blocks = block_row[: -(-end // slots)].tolist()
-        pages = [page_of(arena, layer, block, head)[0] for block in blocks]
-        keys = torch.cat(pages, dim=1)[:, :end].float()
+        keys = prompt_keys(arena, layer, block_row, head, end)
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             seen = first_position + i + 1
             probability = (q @ keys[:, :seen] * scale).softmax(-1)
@@ -119,10 +124,8 @@ def replay(
         weight = torch.where(token % sample == sample - 1, float(sample), 0.0)
         weight[:4] = 1
     weight = torch.where(beside, 1.0, weight)
-    blocks = block_row[: -(-end // slots)].tolist()
     for head in range(num_heads):
-        pages = [page_of(arena, layer, block, head)[0] for block in blocks]
-        keys = torch.cat(pages, dim=1)[:, :end].float()
+        keys = prompt_keys(arena, layer, block_row, head, end)
         rows = query[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [G, W, D]
         far = (turned(rows, turn, interleaved) @ keys * scale) + weight.log()
         own = (rows @ keys * scale).masked_fill(~near, -torch.inf)
@@ -130,7 +133,7 @@ def replay(
         probability = (far - total).exp() * beside  # [G, W, e]
         energy = pooled(probability.square().transpose(0, 1), pool).sum(0)
         for n in range(first_position, end):
-            block = blocks[n // slots]
+            block = int(block_row[n // slots])
             values[block, layer * num_heads + head, n % slots] += energy[n]
 
 
@@ -148,13 +151,11 @@ def replayed_mass(
     energy: Tensor,
 ) -> None:
     """See ``fastgen_vllm.ops.replayed_mass``."""
-    num_heads, slots = arena.shape[2], arena.shape[3] // 2
+    num_heads = arena.shape[2]
     group = query.shape[1] // num_heads
     end = first_position + query.shape[0]
-    blocks = block_row[: -(-end // slots)].tolist()
     for head in range(num_heads):
-        pages = [page_of(arena, layer, block, head)[0] for block in blocks]
-        keys = torch.cat(pages, dim=1)[:, :end].float()
+        keys = prompt_keys(arena, layer, block_row, head, end)
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             own = first_position + i + 1
             near = q @ keys[:, max(0, own - 32) : own] * scale

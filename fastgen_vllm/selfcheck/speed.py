@@ -126,8 +126,7 @@ class Bench:
             )
             for _ in range(min(copies, MOST_COPIES))
         ]
-        queries = (shape.requests, shape.heads * shape.group, shape.head_size)
-        query = torch.randn(queries, generator=random, device=self.device).to(case.dtype)
+        query = kernels.random_query(shape, case.dtype, random)
         calls: dict[str, Call] = {"": kernels.our_attention(shape, there, query)}
         if case.beside:
             calls |= self._others(shape, there, query)
@@ -155,7 +154,7 @@ class Bench:
                 *(ops.compact, copied, 4 * kernels.LAYERS * kept * token_bytes),
             ),
         ):
-            yield self.timing(name, shape, num_bytes, {"": partial(_call, op, arguments)})
+            yield self.timing(name, shape, num_bytes, {"": same_call(op, arguments)})
 
     def store(self, shape: Shape) -> Timing:
         """A token of every request, whose heads are full: one of theirs is replaced."""
@@ -167,7 +166,7 @@ class Bench:
         kernels.fill_heads(shape, made)
         arguments = kernels.store_arguments(shape, made, random)
         num_bytes = int(lengths.sum()) * 8  # positions and values
-        calls: dict[str, Call] = {"": partial(_call, ops.store, arguments)}
+        calls = {"": same_call(ops.store, arguments)}
         return self.timing("store, full heads", shape, num_bytes, calls)
 
     def _sampled(self, side: Call, graph: bool) -> Call:
@@ -221,8 +220,9 @@ class Bench:
         return calls[seconds.index(min(seconds))]
 
 
-def _call(op: Callable[..., None], arguments: tuple[object, ...], _: int) -> None:
-    op(*arguments)
+def same_call(op: Callable[..., None], arguments: tuple[object, ...]) -> Call:
+    """One whose buffers do not take turns."""
+    return lambda _: op(*arguments)
 
 
 def _pytorch(shape: Shape, there: list[kernels.Decode], query: Tensor) -> Call:

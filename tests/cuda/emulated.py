@@ -115,19 +115,25 @@ class ReplayScratch(ctypes.Structure):
     _fields_ = (("softmax_rows", Pointer), ("turned", Pointer), ("sample", Pointer))
 
 
+#: What calls have in common in which a prompt's queries meet its keys.
+_QUERIES = (
+    ("pool", PagePool),
+    ("query", Pointer),
+    ("query_token_stride", Long),
+    ("query_head_stride", Long),
+    ("num_queries", Int),
+    ("group_size", Int),
+    ("first_position", Int),
+    ("layer", Int),
+    ("block_row", BlockRow),
+    ("scale", ctypes.c_float),
+    ("pooling", Int),
+)
+
+
 class AttentionMassCall(ctypes.Structure):
     _fields_ = (
-        ("pool", PagePool),
-        ("query", Pointer),
-        ("query_token_stride", Long),
-        ("query_head_stride", Long),
-        ("num_queries", Int),
-        ("group_size", Int),
-        ("first_position", Int),
-        ("layer", Int),
-        ("block_row", BlockRow),
-        ("scale", ctypes.c_float),
-        ("pooling", Int),
+        *_QUERIES,
         ("is_replay", ctypes.c_bool),
         ("turn", Turn),
         ("block_queries", Int),  # the CPU's
@@ -146,17 +152,7 @@ class ReplayedMassCall(ctypes.Structure):
 
 class ReplayCall(ctypes.Structure):
     _fields_ = (
-        ("pool", PagePool),
-        ("query", Pointer),
-        ("query_token_stride", Long),
-        ("query_head_stride", Long),
-        ("num_queries", Int),
-        ("group_size", Int),
-        ("first_position", Int),
-        ("layer", Int),
-        ("block_row", BlockRow),
-        ("scale", ctypes.c_float),
-        ("pooling", Int),
+        *_QUERIES,
         ("turn", Turn),
         ("sample_step", Int),
         ("sample_bias", ctypes.c_float),

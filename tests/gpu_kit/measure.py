@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 
@@ -13,7 +12,7 @@ from fastgen_vllm.geometry import StoreRule
 from fastgen_vllm.ops.layout import Layout
 from fastgen_vllm.selfcheck import speed
 from fastgen_vllm.selfcheck.report import Timing
-from fastgen_vllm.selfcheck.speed import Bench, Call, Case
+from fastgen_vllm.selfcheck.speed import Bench, Call, Case, same_call
 from tests.gpu.device import DEVICE, DRY, stand_in
 from tests.gpu_kit.sizes import FEW, FULL, GRID, LAYERS, MANY, PROMPT, STEPS, USUAL, shape
 
@@ -72,12 +71,11 @@ def layers(bench: Bench) -> Iterator[Timing]:
             step, dtype, lengths, rule, random, layout=bench.layout, layers=LAYERS
         )
         kernels.fill_heads(step, made)
-        queries = (step.requests, step.heads * step.group, step.head_size)
-        query = torch.randn(queries, generator=random, device=DEVICE).to(dtype)
+        query = kernels.random_query(step, dtype, random)
         calls: list[Call] = []
         for layer in range(LAYERS):
             stored = kernels.store_arguments(step, made, random, layer)
-            calls.append(partial(_store, stored))
+            calls.append(same_call(ops.store, stored))
             calls.append(kernels.our_attention(step, [made], query, layer))
         num_bytes = LAYERS * int(lengths.sum()) * 2 * dtype.itemsize * step.head_size
 
@@ -89,10 +87,6 @@ def layers(bench: Bench) -> Iterator[Timing]:
         (seconds,) = bench.medians([whole], graph=False)
         timing.others["called one by one"] = seconds * 1e6
         yield timing
-
-
-def _store(arguments: tuple[object, ...], _: int) -> None:
-    ops.store(*arguments)
 
 
 class Profiled(Bench):
