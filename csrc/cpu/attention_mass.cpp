@@ -19,7 +19,7 @@ void attention_mass(AttentionMassArgs a) {
   Contents("attention_mass", a.pool).prompt("block_row", a.block_row, end);
   if (a.num_queries == 0) return;
   // Whole tiles, and a cache line more: rows a power of two apart would crowd the same sets.
-  a.score_stride = (end + kTile - 1) / kTile * kTile + 16;
+  a.score_stride = (a.is_replay ? kNear : 0) + (end + kTile - 1) / kTile * kTile + 16;
 
   const int64_t heads = a.pool.num_heads;
   const int64_t rows = std::clamp<int64_t>(kBlockScores / a.score_stride, 1, kTile);

@@ -21,7 +21,6 @@
 
 namespace fastgen {
 
-constexpr int kNear = 32;         // tokens up to its own that a query keeps seeing as it was
 constexpr int kSampledKeys = 16;  // of a block of threads
 
 // Keys of one kind, and the rule by which a row sees them.

@@ -37,7 +37,8 @@ FASTGEN_INLINE MassBlock mass_block(const AttentionMassArgs& a, int index, float
   const int left = a.num_queries - first;
   const int queries = left < a.block_queries ? left : a.block_queries;
   const int seen = a.first_position + (a.is_replay ? a.num_queries : first + queries);
-  return {first, queries, (seen + kTile - 1) / kTile * kTile, workspace,
+  const int near = a.is_replay ? kNear : 0;  // a row's near scores stand before the others
+  return {first, queries, (seen + kTile - 1) / kTile * kTile, workspace + near,
           workspace + a.block_queries * a.group_size * a.score_stride};
 }
 
@@ -68,22 +69,26 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
     tiles.dot(rows, d, tile, slots, next, 1.f, block.scores + token, a.score_stride);
   }
   const int first = a.first_position + block.first_query;
-  const int near = first < kNear ? 0 : (first - kNear + 1) / kTile * kTile;
-  float* near_scores = block.inverses + 2 * static_cast<int64_t>(a.block_queries) * group * d;
-  int num_near = 0;
-  for (; a.is_replay && near + num_near < first + block.num_queries; num_near += kTile) {
-    const T* tile = tile_at(near + num_near);
-    tiles.dot(as_is, d, tile, slots, tile, 1.f, near_scores + num_near, kMostNear);
-  }
-  for (int row = 0; row < num_rows; ++row) {
-    const int own = first + row / group;
-    ExpSum others;
-    if (a.is_replay) {
-      add_near(others, near_scores + row * kMostNear, a.scale, near, own);
+  if (a.is_replay) {
+    float* near_scores = block.inverses + 2 * static_cast<int64_t>(a.block_queries) * group * d;
+    // Of whole tiles, from that of the first row's first near token on; -1 is before the prompt.
+    const int before = first < kNear - 1 ? -kTile : (first - kNear + 1) / kTile * kTile;
+    if (before < 0) no_scores(near_scores, num_rows, kMostNear, kTile);
+    for (int token = before < 0 ? 0 : before; token < first + block.num_queries; token += kTile) {
+      const T* tile = tile_at(token);
+      tiles.dot(as_is, d, tile, slots, tile, 1.f, near_scores + token - before, kMostNear);
     }
-    const int valid = a.is_replay ? a.first_position + a.num_queries : own + 1;
-    block.inverses[row] =
-        softmax_row(block.scores + row * a.score_stride, a.scale, valid, block.end, others);
+    for (int row = 0; row < num_rows; ++row) {
+      const int skipped = first + row / group - kNear + 1 - before;
+      copy_near(near_scores + row * kMostNear + skipped,
+                block.scores + row * a.score_stride - kNear);
+    }
+  }
+  const int near = a.is_replay ? kNear : 0;
+  for (int row = 0; row < num_rows; ++row) {
+    const int valid = a.is_replay ? a.first_position + a.num_queries : first + row / group + 1;
+    block.inverses[row] = softmax_row(block.scores + row * a.score_stride - near, a.scale,
+                                      near + valid, near + block.end);
   }
 }
 

@@ -73,8 +73,13 @@ struct AttentionMassArgs {
 
 // First keys, which every sum of a replay has exactly.
 constexpr int kSinks = 4;
+// Tokens up to its own that a query of a replay keeps seeing as it was.
+constexpr int kNear = 32;
 // Of a cache that the CPU's replay takes.
 constexpr int kMostHeadSize = 1024;
+// Floats of a row of the CPU's scores: whole tiles, and a cache line more, as rows a power of two
+// apart would crowd the same sets.
+constexpr int kReplayRow = 12 * kTile + 16;
 
 struct ReplayArgs {
   PagePool pool;
@@ -194,7 +199,8 @@ static inline int64_t mass_workspace(const AttentionMassArgs& a) {
   return rows * (a.score_stride + a.pool.head_size + near);
 }
 static inline int64_t replay_workspace(const ReplayArgs& a) {
-  return static_cast<int64_t>(kTile) * a.group_size * (10 * kTile + 2 + 2 * a.pool.head_size);
+  const int64_t rows = static_cast<int64_t>(kTile) * a.group_size;
+  return rows * (kReplayRow + 3 + 2 * a.pool.head_size);
 }
 static inline int64_t decode_workspace(const DecodeArgs& a) {
   const int run = a.pool.page_slots > kMostRunSlots ? a.pool.page_slots : kMostRunSlots;

@@ -26,8 +26,10 @@
 namespace fastgen {
 namespace FASTGEN_ISA {
 
-constexpr int kChunkScores = 256;  // of the sample, between two looks at a row's maximum
-constexpr int kExact = 2 * kTile;  // tokens of a tile and the next one
+// A row of scores: of its near tokens, of those of its tile and the next one, and of other keys.
+constexpr int kExact = 2 * kTile;
+constexpr int kOthers = kNear + kExact;
+constexpr int kMostOthers = kReplayRow - 16 - kOthers;  // between two looks at a row's maximum
 
 // Element of column d of a token in a tile of K, `stride` from one column to the next.
 template <typename T>
@@ -68,6 +70,46 @@ static void replay_sample(const ReplayArgs& a, int head, int tile) {
   });
 }
 
+// Sums of exponentials of some rows so far: totals[r] * exp(most[r]).
+struct RowSums {
+  float* most;
+  float* totals;
+  float* next;  // maxima to come
+  int num_rows;
+};
+
+// Adds exp(scale * score + bias) of a few columns of all rows, and leaves it in place, relative to
+// the new maximum. Rows are taken by steps, each over all of them: a step of a row waits for no
+// other row, and what is done once for a row is done for kLanes rows.
+static void add_exponentials(const RowSums& sums, float* scores, float scale, const float* bias,
+                             int count) {
+  const int whole = (sums.num_rows + kLanes - 1) / kLanes * kLanes;
+  for (int row = 0; row < sums.num_rows; ++row) {
+    const float* from = scores + row * kReplayRow;
+    Floats most = broadcast(kLowest);
+    for (int t = 0; t < count; t += kLanes) {
+      most = maximum(most, load(from + t) * scale + load(bias + t));
+    }
+    sums.next[row] = reduce_max(most);
+  }
+  for (int row = 0; row < whole; row += kLanes) {
+    const Floats before = load(sums.most + row), most = maximum(before, load(sums.next + row));
+    save(sums.totals + row, load(sums.totals + row) * exp_nonpositive(before - most));
+    save(sums.most + row, most);
+  }
+  for (int row = 0; row < sums.num_rows; ++row) {
+    float* from = scores + row * kReplayRow;
+    const float most = sums.most[row];
+    Floats total = {};
+    for (int t = 0; t < count; t += kLanes) {
+      const Floats e = exp_nonpositive(load(from + t) * scale + load(bias + t) - most);
+      save(from + t, e);
+      total += e;
+    }
+    sums.totals[row] += reduce_sum(total);
+  }
+}
+
 template <typename T>
 static void replay_rows_of(const ReplayArgs& a, int head, int tile, float* workspace) {
   typedef typename Factor<T>::Element R;
@@ -75,66 +117,79 @@ static void replay_rows_of(const ReplayArgs& a, int head, int tile, float* works
   const int end = replay_end(a), first = tile * kTile, token = a.first_position + first;
   const int queries = a.num_queries - first < kTile ? a.num_queries - first : kTile;
   const int num_rows = queries * group;
+  const int64_t most_rows = static_cast<int64_t>(kTile) * group;  // whole vectors
 
-  float* exact = workspace;                        // [rows, kExact]
-  float* others = exact + kTile * group * kExact;  // [rows, kChunkScores]
-  ExpSum* sums = reinterpret_cast<ExpSum*>(others + kTile * group * kChunkScores);  // [rows]
-  R* rows = reinterpret_cast<R*>(sums + kTile * group);                             // [rows, D]
-  R* turned = rows + static_cast<int64_t>(kTile) * group * d;
+  float* scores = workspace;  // [rows, kReplayRow]
+  float* others = scores + kOthers;
+  float* most = scores + most_rows * kReplayRow;
+  const RowSums sums = {most, most + most_rows, most + 2 * most_rows, num_rows};
+  R* rows = reinterpret_cast<R*>(most + 3 * most_rows);  // [rows, D]
+  R* turned = rows + most_rows * d;
   load_queries<T>(a, head, first, queries, rows, turned);
-  for (int row = 0; row < num_rows; ++row) sums[row] = {};
+  for (int row = 0; row < most_rows; row += kLanes) {
+    save(sums.most + row, broadcast(kLowest));
+    save(sums.totals + row, Floats{});
+    save(sums.next + row, broadcast(kLowest));
+  }
   const Tiles<T> tiles(num_rows);
+  const auto dot = [&](const R* of, const T* k, int stride, float* to) {
+    tiles.dot(of, d, k, stride, k, 1.f, to, kReplayRow);
+  };
 
-  const int near_tiles = token > 0 ? 2 : 1, near_token = token - (near_tiles - 1) * kTile;
-  for (int i = 0; i < near_tiles; ++i) {
-    const T* k = prompt_tile<T>(a, head, near_token + i * kTile);
-    tiles.dot(rows, d, k, slots, k, 1.f, others + i * kTile, kChunkScores);
+  // Near tokens are in the row's own tile and the one before; only theirs are left of these.
+  if (token == 0) {
+    no_scores(others, num_rows, kReplayRow, kTile);
+  } else {
+    dot(rows, prompt_tile<T>(a, head, token - kTile), slots, others);
   }
+  dot(rows, prompt_tile<T>(a, head, token), slots, others + kTile);
   for (int row = 0; row < num_rows; ++row) {
-    add_near(sums[row], others + row * kChunkScores, a.scale, near_token, token + row / group);
+    copy_near(others + row * kReplayRow + row / group + 1, scores + row * kReplayRow);
   }
 
-  // All other keys, or those that stand for them.
-  float bias[kChunkScores];
+  float bias[kReplayRow] = {};  // of a column of scores; kLowest: it does not count
+  const int seen = end - token < kExact ? end - token : kExact;
+  for (int i = 0; i < kExact; i += kTile) {
+    if (i < seen) dot(turned, prompt_tile<T>(a, head, token + i), slots, scores + kNear + i);
+  }
+  if (seen < kExact) no_scores(scores + kNear + seen, num_rows, kReplayRow, kExact - seen);
+
+  // All other keys, or those that stand for them; with the last of them what is exact.
   const int count = a.sample_step == 1 ? end : num_sampled(a);
-  for (int from = 0; from < count; from += kChunkScores) {
-    const int width = count - from < kChunkScores ? count - from : kChunkScores;
-    const int whole = (width + kTile - 1) / kTile * kTile;
-    bool is_any = false;
-    for (int i = 0; i < whole; ++i) {
+  for (int from = 0; from < count; from += kMostOthers) {
+    const int width = count - from < kMostOthers ? count - from : kMostOthers;
+    const int padded = (width + kTile - 1) / kTile * kTile;
+    for (int i = 0; i < padded; ++i) {
       const int other = a.sample_step == 1 ? from + i : sampled_token(a, from + i);
       const bool counts = other < end && (other < token || other >= token + kExact);
-      bias[i] = !counts ? kLowest : from + i < kSinks || a.sample_step == 1 ? 0.f : a.sample_bias;
-      is_any |= counts;
+      bias[kOthers + i] = !counts                                       ? kLowest
+                          : from + i < kSinks || a.sample_step == 1 ? 0.f
+                                                                    : a.sample_bias;
     }
-    if (!is_any) continue;
-    for (int i = 0; i < whole; i += kTile) {
-      const T* k = a.sample_step == 1 ? prompt_tile<T>(a, head, from + i)
-                                      : sample_tile<T>(a, head, (from + i) / kTile);
-      tiles.dot(turned, d, k, a.sample_step == 1 ? slots : kTile, k, 1.f, others + i, kChunkScores);
+    for (int i = 0; i < padded; i += kTile) {
+      const bool is_all = a.sample_step == 1;
+      const T* k = is_all ? prompt_tile<T>(a, head, from + i)
+                          : sample_tile<T>(a, head, (from + i) / kTile);
+      dot(turned, k, is_all ? slots : kTile, others + i);
     }
-    for (int row = 0; row < num_rows; ++row) {
-      add_exponentials(sums[row], others + row * kChunkScores, a.scale, bias, whole);
+    if (a.sample_step == 1 && width < padded) {  // slots without a token may hold NaN
+      no_scores(others + width, num_rows, kReplayRow, padded - width);
     }
+    const bool is_last = from + kMostOthers >= count;
+    const int skipped = is_last ? 0 : kOthers;
+    add_exponentials(sums, scores + skipped, a.scale, bias + skipped, kOthers - skipped + padded);
   }
 
-  const int seen = end - token < kExact ? end - token : kExact;
-  const int exact_end = (seen + kTile - 1) / kTile * kTile;
-  for (int i = 0; i < exact_end; i += kTile) {
-    const T* k = prompt_tile<T>(a, head, token + i);
-    tiles.dot(turned, d, k, slots, k, 1.f, exact + i, kExact);
-  }
-  float* inverses = others;  // [rows]
-  for (int row = 0; row < num_rows; ++row) {
-    inverses[row] = softmax_row(exact + row * kExact, a.scale, seen, exact_end, sums[row]);
-  }
+  float* inverses = sums.next;  // [rows]
+  for (int row = 0; row < most_rows; row += kLanes) save(inverses + row, 1.f / load(sums.totals + row));
   float* parts = a.parts + (static_cast<int64_t>(head) * replay_tiles(a) + tile) * kExact;
-  for (int t = 0; t < exact_end; t += kLanes) {
+  const float* exact = scores + kNear;
+  for (int t = 0; t < kExact; t += kLanes) {
     Floats energy = {};
     for (int q = 0; q < queries; ++q) {
       Floats pooled = pool_init(a.pooling);
       for (int row = q * group; row < (q + 1) * group; ++row) {
-        const Floats p = load(exact + row * kExact + t) * inverses[row];
+        const Floats p = load(exact + row * kReplayRow + t) * inverses[row];
         pooled = pool_add(a.pooling, pooled, p * p);
       }
       energy += pool_result(a.pooling, pooled, group);

@@ -7,36 +7,7 @@
 namespace fastgen {
 namespace FASTGEN_ISA {
 
-constexpr int kNear = 32;             // tokens up to its own that a query keeps seeing as it was
-constexpr int kMostNear = 4 * kTile;  // scores among which those of a block of queries are
-constexpr float kUnseen = kLowest / 2;
-
-// A sum of exponentials so far: total * exp(most).
-struct ExpSum {
-  float most = kLowest;
-  float total = 0.f;
-};
-
-// Adds exp(scale * scores[i] + bias[i]) for i < count, a multiple of kLanes; nothing where the bias
-// is below kUnseen, whatever the score: it may be NaN.
-FASTGEN_INLINE void add_exponentials(ExpSum& sum, const float* scores, float scale,
-                                     const float* bias, int count) {
-  Floats most = broadcast(sum.most);
-  for (int t = 0; t < count; t += kLanes) {
-    const Floats b = load(bias + t);
-    most = maximum(most, b > kUnseen ? load(scores + t) * scale + b : broadcast(kLowest));
-  }
-  const float highest = reduce_max(most);
-  if (highest <= kUnseen) return;
-  Floats total = {};
-  for (int t = 0; t < count; t += kLanes) {
-    const Floats b = load(bias + t);
-    const Floats e = exp_nonpositive(load(scores + t) * scale + b - highest);
-    total += b > kUnseen ? e : Floats{};
-  }
-  sum.total = sum.total * exp_nonpositive(sum.most - highest) + reduce_sum(total);
-  sum.most = highest;
-}
+constexpr int kMostNear = 4 * kTile;  // scores among which the near ones of a few queries are
 
 // Lanes of a vector that begins at token t whose tokens are seen.
 FASTGEN_INLINE Ints seen_lanes(int t, int valid) {
@@ -45,11 +16,10 @@ FASTGEN_INLINE Ints seen_lanes(int t, int valid) {
   return lane < Ints{} + (valid - t);
 }
 
-// One row's softmax over [0, end), end a multiple of kTile, of which `valid` are seen, beside a sum
-// of others: leaves exp(scale * score - maximum) in place, 0 where unseen, and returns 1 / the sum
-// of all. What is unseen may be NaN.
-FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end,
-                                 const ExpSum& others) {
+// One row's softmax over [0, end), end a multiple of kTile, of which `valid` are seen: leaves
+// exp(scale * score - maximum) in place, 0 where unseen, and returns 1 / their sum. What is unseen
+// may be NaN.
+FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end) {
   const int whole = valid / (2 * kLanes) * (2 * kLanes);
   Floats most = broadcast(kLowest), other = most;
   for (int t = 0; t < whole; t += 2 * kLanes) {
@@ -60,7 +30,7 @@ FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end,
   for (int t = whole; t < end; t += kLanes) {
     most = maximum(most, seen_lanes(t, valid) ? load(scores + t) * scale : broadcast(kLowest));
   }
-  const float row_most = reduce_max(maximum(most, broadcast(others.most)));
+  const float row_most = reduce_max(most);
   Floats sum = {};
   for (int t = 0; t < end; t += kLanes) {
     Floats e = exp_nonpositive(load(scores + t) * scale - row_most);
@@ -68,20 +38,19 @@ FASTGEN_INLINE float softmax_row(float* scores, float scale, int valid, int end,
     save(scores + t, e);
     sum += e;
   }
-  return 1.f / (reduce_sum(sum) + others.total * exp_nonpositive(others.most - row_most));
+  return 1.f / reduce_sum(sum);
 }
 
-// Adds what a row sees of its own neighbours: those of the scores, of tokens from `first` on, that
-// lie up to kNear - 1 before its own token. Only vectors that have one of them are looked at.
-FASTGEN_INLINE void add_near(ExpSum& sum, const float* scores, float scale, int first, int own) {
-  const int end = own + 1 - first, begin = end > kNear ? end - kNear : 0;
-  const int from = begin / kLanes * kLanes, count = end - from;
-  float mask[kNear + 2 * kLanes];
-  for (int i = 0; i < kNear + 2 * kLanes; i += kLanes) {
-    const Ints in = seen_lanes(i, count) & ~seen_lanes(i, begin - from);
-    save(mask + i, in ? Floats{} : broadcast(kLowest));
+// Scores of tokens that there are not.
+FASTGEN_INLINE void no_scores(float* scores, int num_rows, int64_t stride, int count) {
+  for (int row = 0; row < num_rows; ++row) {
+    for (int i = 0; i < count; ++i) scores[row * stride + i] = kLowest;
   }
-  add_exponentials(sum, scores + from, scale, mask, (count + kLanes - 1) / kLanes * kLanes);
+}
+
+// to[0:kNear] = the scores of a row's near tokens
+FASTGEN_INLINE void copy_near(const float* scores, float* to) {
+  for (int i = 0; i < kNear; i += kLanes) save(to + i, load(scores + i));
 }
 
 // row[0:D] turned by its angles.
