@@ -22,6 +22,7 @@ ARGUMENTS: tuple[dict[str, Any], ...] = (
     {"fastgen": "off"},
     {"fastgen_recovery": 0.97},
     {"fastgen_keep": 0.25},
+    {"fastgen_keep_tokens": 256},
     {"fastgen_policy": "full"},
 )
 

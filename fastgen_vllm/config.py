@@ -108,6 +108,12 @@ class FastGenConfig(_Options):
         le=1,
         description="kept share of the prompt, in place of recovery; policy coverage only",
     )
+    keep_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of the prompt that a head keeps, on average over heads, in place of "
+        "keep: all of a prompt that has no more; policy coverage only",
+    )
     recovery_norm: Literal["mass", "l1"] = Field(
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
     )
@@ -161,13 +167,17 @@ class FastGenConfig(_Options):
             raise ValueError(f"{error}; or use {legal}") from error
         return policy
 
-    @field_validator("keep")
+    @field_validator("keep", "keep_tokens")
     @classmethod
-    def _check_keep(cls, keep: float | None, info: ValidationInfo) -> float | None:
+    def _check_budget(cls, budget: float | None, info: ValidationInfo) -> float | None:
+        if budget is None:
+            return None
         policy = info.data.get("policy", "coverage")
-        if keep is not None and policy != "coverage":
+        if policy != "coverage":
             raise ValueError(f"needs policy coverage, not {policy}; others go by recovery")
-        return keep
+        if (share := info.data.get("keep")) is not None:
+            raise ValueError(f"keep={share} says as much; give one of the two, the other is null")
+        return budget
 
 
 def preset_names() -> list[str]:

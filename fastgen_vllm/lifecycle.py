@@ -17,6 +17,7 @@ import torch
 from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, TokenClass
+from fastgen_vllm.goal import Goal
 from fastgen_vllm.pages.plan import StreamPlan
 from fastgen_vllm.policy.base import Choice
 from fastgen_vllm.policy.checked import PolicyError
@@ -66,11 +67,8 @@ def plan_compaction(
     Raises:
         PolicyError: a policy of the user's own fails on it.
     """
-    recovery = config.recovery if options.recovery is None else options.recovery
-    if config.recovery_norm == "l1":
-        # |A - softmax(QK_C)|_1 <= 1 - T: freed mass counts twice, lost and renormalised.
-        recovery = (1 + recovery) / 2
-    choice = selector_for(config, options).choose(profile, recovery)
+    goal = Goal.of(config, options, profile.num_tokens)
+    choice = selector_for(config, goal).choose(profile, goal.recovery)
     stream = StreamPlan.make(choice, profile.num_observed, geometry)
     return CompactionPlan(profile, choice, stream)
 

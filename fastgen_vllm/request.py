@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, get_args
 
 from fastgen_vllm.config import GENERATED_WORDS, PolicyName
@@ -11,6 +11,7 @@ PREFIX: Final = "fastgen"
 ENABLED: Final = "fastgen"
 RECOVERY: Final = "fastgen_recovery"
 KEEP: Final = "fastgen_keep"
+KEEP_TOKENS: Final = "fastgen_keep_tokens"
 GENERATED: Final = "fastgen_generated"
 POLICY: Final = "fastgen_policy"
 REPORT: Final = "fastgen_report"
@@ -37,7 +38,8 @@ class RequestOptions:
 
     enabled: bool = True
     recovery: float | None = None
-    keep: float | None = None  # implies policy coverage
+    keep: float | None = None  # share of the prompt
+    keep_tokens: int | None = None
     policy: PolicyName | None = None
     generated: float | None = None  # slots per generated token, 0 to 1
     report: bool = False  # the answer says what became of the request
@@ -54,23 +56,30 @@ class RequestOptions:
             enabled=_parse_switch(ENABLED, own.pop(ENABLED, "on")),
             recovery=_parse_share(RECOVERY, own.pop(RECOVERY, None)),
             keep=_parse_share(KEEP, own.pop(KEEP, None)),
+            keep_tokens=_parse_count(KEEP_TOKENS, own.pop(KEEP_TOKENS, None)),
             policy=_parse_choice(POLICY, own.pop(POLICY, None), get_args(PolicyName)),
             generated=_parse_generated(own.pop(GENERATED, None)),
             report=_parse_switch(REPORT, own.pop(REPORT, "off")),
         )
-        if options.keep is not None:
-            if options.recovery is not None:
-                raise RequestOptionError(KEEP, options.keep, f"give it or {RECOVERY}, not both")
-            if options.policy not in (None, "coverage"):
-                raise RequestOptionError(KEEP, options.keep, f"{POLICY} must be coverage")
-            options = replace(options, policy="coverage")
+        options._check_goal()
         if options.generated is not None and options.policy not in (None, "coverage"):
             given = (arguments or {})[GENERATED]
             raise RequestOptionError(GENERATED, given, f"{POLICY} must be coverage")
         for name, value in own.items():
-            known = ", ".join((ENABLED, RECOVERY, KEEP, POLICY, GENERATED, REPORT))
+            known = ", ".join((ENABLED, RECOVERY, KEEP, KEEP_TOKENS, POLICY, GENERATED, REPORT))
             raise RequestOptionError(name, value, f"known are {known}")
         return options
+
+    def _check_goal(self) -> None:
+        """Refuse two goals, and a budget for a policy that has none."""
+        goals = {RECOVERY: self.recovery, KEEP: self.keep, KEEP_TOKENS: self.keep_tokens}
+        given = [name for name, value in goals.items() if value is not None]
+        if len(given) > 1:
+            name = given[-1]
+            raise RequestOptionError(name, goals[name], f"give it or {given[0]}, not both")
+        for name in given:
+            if name != RECOVERY and self.policy not in (None, "coverage"):
+                raise RequestOptionError(name, goals[name], f"{POLICY} must be coverage")
 
 
 def _is_ours(name: str) -> bool:
@@ -90,6 +99,15 @@ def _parse_share(name: str, value: object) -> float | None:
     if number is None or not 0 < number <= 1:
         raise RequestOptionError(name, value, "use a number above 0 and at most 1")
     return number
+
+
+def _parse_count(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or number < 1 or not number.is_integer():
+        raise RequestOptionError(name, value, "use a whole number, at least 1")
+    return int(number)
 
 
 def _parse_generated(value: object) -> float | None:

@@ -58,6 +58,7 @@ def test_observe_spellings(value: object, observe: object) -> None:
         {"policy": "paper", "paper": {"without": ["local", "special"]}},
         {"policy": OWN},
         {"keep": 0.25, "coverage": {"recent": 0.1, "generated": "keep"}},
+        {"keep_tokens": 300},
     ],
 )
 def test_config_survives_json(options: dict[str, object]) -> None:
@@ -67,6 +68,10 @@ def test_config_survives_json(options: dict[str, object]) -> None:
 
 def test_keep_goes_with_coverage() -> None:
     assert parse_config({"policy": "coverage", "keep": 0.25}).keep == 0.25
+
+
+def test_keep_tokens_goes_with_coverage() -> None:
+    assert parse_config({"keep_tokens": 300}).keep_tokens == 300
 
 
 def test_keep_goes_with_the_default_policy() -> None:
@@ -110,6 +115,10 @@ def test_rungs_can_be_left_out() -> None:
         ({"keep": 1.5}, "keep=1.5"),
         ({"policy": "paper", "keep": 0.3}, "keep=0.3: Value error, needs policy coverage"),
         ({"policy": "full", "keep": 0.3}, "needs policy coverage, not full"),
+        ({"keep_tokens": 0}, "keep_tokens=0"),
+        ({"keep_tokens": 0.5}, "keep_tokens=0.5"),
+        ({"policy": "full", "keep_tokens": 300}, "keep_tokens=300: Value error, needs policy cov"),
+        ({"keep": 0.3, "keep_tokens": 300}, "keep_tokens=300: Value error, keep=0.3 says as much"),
         ({"paper": {"without": ["full"]}}, "paper.without.0='full'"),
         ({"paper": {"without": "local"}}, "paper.without='local'"),
         ({"force": "perhaps"}, "force='perhaps'"),

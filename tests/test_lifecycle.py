@@ -66,6 +66,22 @@ def test_a_requests_keep_is_the_share_that_is_kept(profile: PromptProfile) -> No
     assert kept_share(profile, FastGenConfig(policy="paper"), options) == 0.5
 
 
+def test_tokens_are_kept_on_average_over_heads(profile: PromptProfile) -> None:
+    config = FastGenConfig(keep_tokens=75)
+    keep = plan_compaction(profile, config, RequestOptions(), GEOMETRY).choice.keep
+    assert int(keep.sum()) == 75 * 4 and len(set(keep.sum(-1).flatten().tolist())) > 1
+
+
+@pytest.mark.parametrize("tokens", [300, 301, 10_000])
+def test_a_prompt_that_is_no_longer_is_not_worth_compacting(
+    profile: PromptProfile, tokens: int
+) -> None:
+    plan = plan_compaction(profile, FastGenConfig(keep_tokens=tokens), RequestOptions(), GEOMETRY)
+    assert plan.kept_share == 1.0
+    for length in (300, 320, 321, 5_000):
+        assert plan.stream.size.blocks(length) == -(-length // GEOMETRY.block_size)
+
+
 def test_size_says_what_a_capped_plan_needs(profile: PromptProfile) -> None:
     config = FastGenConfig(policy="coverage", recovery=0.8)
     plan = plan_compaction(profile, config, RequestOptions(), GEOMETRY)

@@ -1,5 +1,7 @@
 """Per-request options."""
 
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -9,7 +11,13 @@ from fastgen_vllm.request import RequestOptionError, RequestOptions
 
 def test_defaults() -> None:
     as_configured = RequestOptions(
-        enabled=True, recovery=None, keep=None, policy=None, generated=None, report=False
+        enabled=True,
+        recovery=None,
+        keep=None,
+        keep_tokens=None,
+        policy=None,
+        generated=None,
+        report=False,
     )
     assert RequestOptions.parse(None) == as_configured
     assert RequestOptions.parse({"other": 1}) == as_configured
@@ -51,29 +59,39 @@ def test_shares_may_be_whole_numbers(option: str) -> None:
     assert getattr(RequestOptions.parse({f"fastgen_{option}": 1}), option) == 1.0
 
 
-@pytest.mark.parametrize("given", [{}, {"fastgen_policy": "coverage"}])
-def test_keep_implies_coverage(given: dict[str, Any]) -> None:
-    options = RequestOptions.parse({"fastgen_keep": 0.25, **given})
-    assert options == RequestOptions(keep=0.25, policy="coverage")
+BUDGETS: tuple[dict[str, Any], ...] = ({"fastgen_keep": 0.25}, {"fastgen_keep_tokens": 300})
 
 
-def test_keep_and_recovery_exclude_each_other() -> None:
-    with pytest.raises(RequestOptionError, match="fastgen_recovery, not both") as caught:
-        RequestOptions.parse({"fastgen_keep": 0.25, "fastgen_recovery": 0.9})
-    assert caught.value.parameter == "fastgen_keep"
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_budgets_go_with_coverage(budget: dict[str, Any]) -> None:
+    alone = RequestOptions.parse(budget)
+    assert RequestOptions(keep=alone.keep, keep_tokens=alone.keep_tokens) == alone
+    named = RequestOptions.parse({"fastgen_policy": "coverage", **budget})
+    assert named == replace(alone, policy="coverage")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), combinations(({"fastgen_recovery": 0.9}, *BUDGETS), 2)
+)
+def test_goals_exclude_each_other(first: dict[str, Any], second: dict[str, Any]) -> None:
+    (earlier,), (later,) = first, second
+    with pytest.raises(RequestOptionError, match=f"give it or {earlier}, not both") as caught:
+        RequestOptions.parse(second | first)
+    assert caught.value.parameter == later
 
 
 @pytest.mark.parametrize("policy", ["paper", "full"])
-def test_keep_goes_with_no_other_policy(policy: str) -> None:
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_budgets_go_with_no_other_policy(budget: dict[str, Any], policy: str) -> None:
     with pytest.raises(RequestOptionError, match="fastgen_policy must be coverage") as caught:
-        RequestOptions.parse({"fastgen_keep": 0.25, "fastgen_policy": policy})
-    assert caught.value.parameter == "fastgen_keep"
+        RequestOptions.parse({"fastgen_policy": policy, **budget})
+    assert [caught.value.parameter] == [*budget]
 
 
 def test_an_unknown_option_lists_the_known_ones() -> None:
     with pytest.raises(RequestOptionError) as caught:
         RequestOptions.parse({"fastgen_window": 3})
-    for name in ("", "_recovery", "_keep", "_policy", "_generated", "_report"):
+    for name in ("", "_recovery", "_keep", "_keep_tokens", "_policy", "_generated", "_report"):
         assert f"fastgen{name}" in str(caught.value).partition("known are")[2]
 
 
@@ -94,6 +112,11 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         ({"fastgen_keep": 0}, "fastgen_keep"),
         ({"fastgen_keep": 1.01}, "fastgen_keep"),
         ({"fastgen_keep": "0.5"}, "fastgen_keep"),
+        ({"fastgen_keep_tokens": 0}, "fastgen_keep_tokens"),
+        ({"fastgen_keep_tokens": 0.5}, "fastgen_keep_tokens"),
+        ({"fastgen_keep_tokens": 10**400}, "fastgen_keep_tokens"),
+        ({"fastgen_keep_tokens": "300"}, "fastgen_keep_tokens"),
+        ({"fastgen_keep_tokens": True}, "fastgen_keep_tokens"),
         ({"fastgen_keep": True}, "fastgen_keep"),
         ({"fastgen_generated": "drop"}, "fastgen_generated"),
         ({"fastgen_generated": True}, "fastgen_generated"),

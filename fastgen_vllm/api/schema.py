@@ -3,6 +3,7 @@
 FastAPI renames both of two models of one name in ``/openapi.json``: no name here is one of vLLM's.
 """
 
+from itertools import combinations
 from typing import Any, Literal, Self, get_args
 
 from pydantic import (
@@ -16,12 +17,22 @@ from pydantic import (
 )
 
 from fastgen_vllm.config import GENERATED_WORDS, PolicyName
-from fastgen_vllm.request import ENABLED, GENERATED, KEEP, POLICY, PREFIX, RECOVERY, REPORT, SWITCH
+from fastgen_vllm.request import (
+    ENABLED,
+    GENERATED,
+    KEEP,
+    KEEP_TOKENS,
+    POLICY,
+    PREFIX,
+    RECOVERY,
+    REPORT,
+    SWITCH,
+)
 
 Share = float  # from 0 to 1
 
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-#: Two options are of this policy only.
+#: Three options are of this policy only.
 _OTHER_POLICY: dict[str, Any] = {"properties": {POLICY: {"not": {"const": "coverage"}}}}
 #: What `RequestOptions` takes, for readers of the schema; it says itself what is wrong.
 _ARGUMENTS: dict[str, Any] = {
@@ -30,6 +41,7 @@ _ARGUMENTS: dict[str, Any] = {
         REPORT: {"enum": list(SWITCH)},
         RECOVERY: _SHARE,
         KEEP: _SHARE,
+        KEEP_TOKENS: {"type": "integer", "minimum": 1},
         GENERATED: {
             "anyOf": [
                 {"enum": list(GENERATED_WORDS)},
@@ -41,8 +53,11 @@ _ARGUMENTS: dict[str, Any] = {
     "additionalProperties": False,
     "not": {
         "anyOf": [
-            {"required": [KEEP, RECOVERY]},
-            *({"required": [option, POLICY], **_OTHER_POLICY} for option in (KEEP, GENERATED)),
+            *({"required": list(two)} for two in combinations((RECOVERY, KEEP, KEEP_TOKENS), 2)),
+            *(
+                {"required": [option, POLICY], **_OTHER_POLICY}
+                for option in (KEEP, KEEP_TOKENS, GENERATED)
+            ),
         ]
     },
 }

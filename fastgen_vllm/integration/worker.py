@@ -216,9 +216,11 @@ class PerHeadWorking(WorkerBase):
     def _log_start(self, geometry: CacheGeometry, runtime: FastGenRuntime, kernels: str) -> None:
         config = self._fastgen
         heads = geometry.pages_per_block
-        goal = (
-            f"recovery {config.recovery:.3g}" if config.keep is None else f"keep {config.keep:.3g}"
-        )
+        goal = f"recovery {config.recovery:.3g}"
+        if config.keep_tokens is not None:
+            goal = f"keep {config.keep_tokens} tokens"
+        elif config.keep is not None:
+            goal = f"keep {config.keep:.3g}"
         logger.info(
             "FastGen is on: preset %s, policy %s, %s, observed queries %s, "
             "pool %s, kernels %s, decode kernel %s, page %d slots, "

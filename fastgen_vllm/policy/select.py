@@ -4,6 +4,7 @@ from itertools import accumulate
 from operator import or_
 
 from fastgen_vllm.config import FastGenConfig, Rung
+from fastgen_vllm.goal import Goal
 from fastgen_vllm.policy.base import Policy, Selector
 from fastgen_vllm.policy.coverage import Coverage
 from fastgen_vllm.policy.frequent import Frequent
@@ -13,24 +14,21 @@ from fastgen_vllm.policy.local import Local
 from fastgen_vllm.policy.own import own_selector
 from fastgen_vllm.policy.punctuation import Punctuation
 from fastgen_vllm.policy.special import Special
-from fastgen_vllm.request import RequestOptions
 
 
-def selector_for(config: FastGenConfig, request: RequestOptions) -> Selector:
-    """Return the selector that a request asks for, by default the configured one."""
-    match request.policy or config.policy:
+def selector_for(config: FastGenConfig, goal: Goal) -> Selector:
+    """Return what chooses for a prompt with this goal."""
+    match goal.policy:
         case "full":
             return Full()
         case "coverage":
             options = config.coverage
-            # A request that asks for a recovery does not mean the configured share.
-            share = config.keep if request.recovery is None else None
             return Coverage(
                 recent=options.recent,
                 sinks=options.sinks,
-                generated=options.generated if request.generated is None else request.generated,
+                generated=goal.generated,
                 least=options.least,
-                share=request.keep or share,
+                share=goal.share,
             )
         case "paper":
             policies: dict[Rung, Policy] = {

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.examples.running import run_example
 from tests.server.running import Server
 
@@ -35,9 +37,11 @@ def test_per_request(server: Server) -> None:
     assert len({tokens for _, _, tokens, _ in found}) == 1, "it is one prompt"
     kept = {arguments: float(share) for arguments, share, _, _ in found}
     why = {arguments: reason for arguments, _, _, reason in found}
-    assert len(kept) == 5
+    assert len(kept) == 6
     assert kept["{'fastgen': 'off'}"] == kept["{'fastgen_policy': 'full'}"] == 1
     assert kept["{'fastgen_keep': 0.25}"] == 0.25
+    (_, _, num_tokens, _), *_ = found
+    assert kept["{'fastgen_keep_tokens': 256}"] == pytest.approx(256 / int(num_tokens), abs=0.006)
     assert 0.25 < kept["as configured"] < kept["{'fastgen_recovery': 0.97}"] < 1
     assert why["{'fastgen': 'off'}"] == 'the argument fastgen="off" says so'
     assert why["{'fastgen_policy': 'full'}"] == "full in 90 heads"

@@ -17,6 +17,7 @@ BAD_ARGUMENTS: tuple[dict[str, object], ...] = (
     {"fastgen_recovery": "high"},
     {"fastgen_keep": 0},
     {"fastgen_keep": 0.5, "fastgen_recovery": 0.5},
+    {"fastgen_keep_tokens": 0.5},
     {"fastgen_generated": "some"},
     {"fastgen_policy": "none"},
     {"fastgen_report": "loud"},

@@ -89,6 +89,14 @@ def test_uncompacted_requests_say_why(engine: Engine) -> None:
                 assert summary["blocks"] >= summary["blocks_uncompressed"]
 
 
+def test_a_prompt_of_no_more_tokens_than_are_kept_is_served_as_it_is(engine: Engine) -> None:
+    prompts = random_prompts([600, 300, 299])
+    found = run(engine, prompts, fastgen_report="on", fastgen_keep_tokens=300)
+    summaries = [answer[SUMMARY_KEY] for answer in found]
+    shares = [(summary["kept_share"], summary["uncompacted_because"]) for summary in summaries]
+    assert shares == [(0.5, None), (1.0, "no_saving"), (1.0, "no_saving")]
+
+
 def test_answers_say_nothing_unasked(engine: Engine) -> None:
     prompts = random_prompts([600, 50])
     assert run(engine, prompts) == [None, None]

@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from fastgen_vllm.config import FastGenConfig, load_config, parse_config
-from fastgen_vllm.policy import Full, Ladder, selector_for
+from fastgen_vllm.policy import Full, Ladder
 from fastgen_vllm.policy.checked import Checked, PolicyError
-from fastgen_vllm.request import RequestOptions
 from tests.policy import own
+from tests.policy.asked import selector_of
 from tests.profiles import make_profile
-
-AS_CONFIGURED = RequestOptions()
 
 
 def path_of(name: str) -> str:
@@ -22,12 +20,12 @@ def path_of(name: str) -> str:
 def test_a_policy_becomes_a_ladder_that_ends_with_full() -> None:
     path = path_of("Every")
     ladder = Ladder((own.Every(), Full()))
-    assert selector_for(FastGenConfig(policy=path), AS_CONFIGURED) == Checked(path, ladder)
+    assert selector_of(FastGenConfig(policy=path)) == Checked(path, ladder)
 
 
 def test_heads_in_which_a_policy_recovers_too_little_keep_everything() -> None:
     attention = torch.tensor([[[9.0, 0, 0, 9, 0, 0, 1], [1.0] * 7]])
-    selector = selector_for(FastGenConfig(policy=path_of("Every")), AS_CONFIGURED)
+    selector = selector_of(FastGenConfig(policy=path_of("Every")))
     choice = selector.choose(make_profile(attention), recovery=0.9)
     assert choice.keep[0, 0].nonzero()[:, 0].tolist() == [0, 3, 6]
     assert choice.keep[0, 1].all()
@@ -36,7 +34,7 @@ def test_heads_in_which_a_policy_recovers_too_little_keep_everything() -> None:
 
 def test_a_selector_chooses_itself() -> None:
     config = FastGenConfig(policy=path_of("Alternating"))
-    selector = selector_for(config, AS_CONFIGURED)
+    selector = selector_of(config)
     assert isinstance(selector, Checked) and isinstance(selector.selector, own.Alternating)
     choice = selector.choose(make_profile(torch.ones(2, 4, 7)), recovery=1.0)
     assert choice.counts() == {"every": 4, "full": 4}
@@ -44,19 +42,19 @@ def test_a_selector_chooses_itself() -> None:
 
 def test_what_is_both_chooses_itself() -> None:
     path = "fastgen_vllm.policy:Full"
-    assert selector_for(FastGenConfig(policy=path), AS_CONFIGURED) == Checked(path, Full())
+    assert selector_of(FastGenConfig(policy=path)) == Checked(path, Full())
 
 
 def test_it_is_made_once() -> None:
     config = FastGenConfig(policy=path_of("Alternating"))
-    assert selector_for(config, AS_CONFIGURED) is selector_for(config, AS_CONFIGURED)
+    assert selector_of(config) is selector_of(config)
 
 
 @pytest.mark.parametrize("name", ["paper", "coverage", "full"])
 def test_a_request_may_ask_for_a_built_in_one(name: str) -> None:
-    request = RequestOptions.parse({"fastgen_policy": name})
-    built_in = selector_for(FastGenConfig(policy=name), AS_CONFIGURED)
-    assert selector_for(FastGenConfig(policy=path_of("Every")), request) == built_in
+    built_in = selector_of(FastGenConfig(policy=name))
+    own_one = FastGenConfig(policy=path_of("Every"))
+    assert selector_of(own_one, fastgen_policy=name) == built_in
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,7 @@ def test_a_file_names_one_of_a_module_beside_it(
     monkeypatch.syspath_prepend(tmp_path)
     config = load_config(str(tmp_path / "mine.yaml"))
     assert (config.name, config.policy) == ("mine", "beside:Mine")
-    assert isinstance(selector_for(config, AS_CONFIGURED), Checked)
+    assert isinstance(selector_of(config), Checked)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +117,7 @@ def test_a_file_names_one_of_a_module_beside_it(
     ],
 )
 def test_what_fails_on_a_prompt_is_told_of(name: str, said: str) -> None:
-    selector = selector_for(FastGenConfig(policy=path_of(name)), AS_CONFIGURED)
+    selector = selector_of(FastGenConfig(policy=path_of(name)))
     with pytest.raises(PolicyError) as error:
         selector.choose(make_profile(torch.ones(2, 4, 7)), recovery=0.1)
     message = str(error.value)

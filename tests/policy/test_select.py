@@ -6,36 +6,35 @@ import pytest
 import torch
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig, PaperOptions
-from fastgen_vllm.policy import Coverage, Full, Ladder, selector_for
-from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.policy import Coverage, Full, Ladder
+from tests.policy.asked import selector_of
 from tests.profiles import make_profile, random_profile
 
-AS_CONFIGURED = RequestOptions()
 RUNGS = ["special", "punctuation", "frequent", "local"]
 
 
 def ladder_names(*without: str) -> list[str]:
     """Names of the paper's rungs."""
     paper = PaperOptions(without=without)  # type: ignore[arg-type]
-    selector = selector_for(FastGenConfig(policy="paper", paper=paper), AS_CONFIGURED)
+    selector = selector_of(FastGenConfig(policy="paper", paper=paper))
     assert isinstance(selector, Ladder)
     return [rung.name for rung in selector.rungs]
 
 
 def test_full() -> None:
-    assert selector_for(FastGenConfig(policy="full"), AS_CONFIGURED) == Full()
+    assert selector_of(FastGenConfig(policy="full")) == Full()
 
 
 def test_coverage_takes_its_options() -> None:
     options = CoverageOptions(recent=0.25, sinks=7, generated="keep")
     config = FastGenConfig(policy="coverage", keep=0.3, coverage=options)
     expected = Coverage(recent=0.25, sinks=7, generated=1.0, share=0.3)
-    assert selector_for(config, AS_CONFIGURED) == expected
+    assert selector_of(config) == expected
 
 
-def coverage_of(config: FastGenConfig, **request: Any) -> Coverage:
-    """The selector of a request that gives these options."""
-    selector = selector_for(config, RequestOptions.parse(request))
+def coverage_of(config: FastGenConfig, num_tokens: int = 1000, **request: Any) -> Coverage:
+    """The selector for a prompt of a request that gives these options."""
+    selector = selector_of(config, num_tokens, **request)
     assert isinstance(selector, Coverage)
     return selector
 
@@ -58,6 +57,39 @@ def test_a_requests_recovery_goes_before_the_configured_keep() -> None:
 
 def test_a_requests_policy_alone_leaves_the_configured_keep() -> None:
     assert coverage_of(FastGenConfig(keep=0.3), fastgen_policy="coverage").share == 0.3
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "share"), [(1, 1.0), (299, 1.0), (300, 1.0), (400, 0.75), (3000, 0.1)]
+)
+@pytest.mark.parametrize(
+    ("config", "request_options"),
+    [
+        (FastGenConfig(keep_tokens=300), {}),
+        (FastGenConfig(keep_tokens=20), {"fastgen_keep_tokens": 300}),
+        (FastGenConfig(keep=0.3), {"fastgen_keep_tokens": 300}),
+        (FastGenConfig(policy="paper"), {"fastgen_keep_tokens": 300}),
+    ],
+)
+def test_tokens_are_a_share_of_the_prompt(
+    config: FastGenConfig, request_options: dict[str, Any], num_tokens: int, share: float
+) -> None:
+    assert coverage_of(config, num_tokens, **request_options).share == share
+
+
+def test_a_requests_goal_goes_before_configured_tokens() -> None:
+    config = FastGenConfig(keep_tokens=300)
+    assert coverage_of(config, fastgen_keep=0.6).share == 0.6
+    assert coverage_of(config, fastgen_recovery=0.9).share is None
+    assert coverage_of(config, fastgen_policy="coverage").share == 0.3
+
+
+@pytest.mark.parametrize("num_tokens", [1, 7, 299, 300, 301, 1023, 4099])
+def test_so_many_tokens_are_kept_to_one(num_tokens: int) -> None:
+    config = FastGenConfig(keep_tokens=300)
+    profile = random_profile(2, 3, num_tokens)
+    keep = coverage_of(config, num_tokens).choose(profile, 0.5).keep
+    assert int(keep.sum()) == 6 * min(300, num_tokens)
 
 
 @pytest.mark.parametrize("configured", ["keep", "replace", 0.5])
@@ -98,7 +130,7 @@ def test_without_any_rung_everything_is_kept() -> None:
 
 
 def test_ladder_with_recovery_one_keeps_everything() -> None:
-    selector = selector_for(FastGenConfig(policy="paper"), AS_CONFIGURED)
+    selector = selector_of(FastGenConfig(policy="paper"))
     profile = make_profile(torch.rand(2, 3, 40), observed=40)
     choice = selector.choose(profile, 1.0)
     assert choice.keep.all()
@@ -108,7 +140,7 @@ def test_ladder_with_recovery_one_keeps_everything() -> None:
 @pytest.mark.parametrize("policy", ["paper", "coverage", "full"])
 @pytest.mark.parametrize("length", [1, 2, 31, 33])
 def test_every_selector_takes_short_prompts(policy: Any, length: int) -> None:
-    selector = selector_for(FastGenConfig(policy=policy), AS_CONFIGURED)
+    selector = selector_of(FastGenConfig(policy=policy))
     keep = selector.choose(random_profile(1, 2, length), 0.9).keep
     assert keep.shape == (1, 2, length)
     assert bool(keep.any(-1).all()) or policy == "paper"

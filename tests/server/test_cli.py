@@ -61,6 +61,7 @@ def test_serve_help_tells_all_of_ours(
         "policy",
         "recovery_norm",
         "keep",
+        "keep_tokens",
         "paper.local",
         "paper.without",
         "coverage.sinks",

@@ -88,6 +88,7 @@ def test_completion(client: openai.OpenAI) -> None:
         {"fastgen_policy": "coverage", "fastgen_recovery": 0.5},
         {"fastgen_keep": 0.3},
         {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
+        {"fastgen_keep_tokens": 300},
     ],
 )
 def test_per_request_options(client: openai.OpenAI, extra: dict[str, object]) -> None:
@@ -107,6 +108,8 @@ BAD_OPTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"fastgen_keep": 10**400}, "fastgen_keep", "above 0 and at most 1"),
     ({"fastgen_keep": 0.3, "fastgen_recovery": 0.9}, "fastgen_keep", "not both"),
     ({"fastgen_keep": 0.3, "fastgen_policy": "paper"}, "fastgen_keep", "must be coverage"),
+    ({"fastgen_keep_tokens": 0.5}, "fastgen_keep_tokens", "a whole number, at least 1"),
+    ({"fastgen_keep_tokens": 9, "fastgen_keep": 0.3}, "fastgen_keep_tokens", "not both"),
     ({"fastgen_generated": "drop"}, "fastgen_generated", "one of keep, replace, or a number"),
     ({"fastgen_generated": 1.5}, "fastgen_generated", "from 0 to 1"),
     ({"fastgen_policy": "best"}, "fastgen_policy", "one of paper, coverage, full"),

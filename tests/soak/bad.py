@@ -32,6 +32,7 @@ ARGUMENTS: tuple[Json, ...] = (
     {"fastgen_keep": 10**400},
     {"fastgen_keep": 0.3, "fastgen_recovery": 0.9},
     {"fastgen_keep": 0.3, "fastgen_policy": "paper"},
+    {"fastgen_keep_tokens": 0.5},
     {"fastgen_generated": "drop"},
     {"fastgen_generated": 1.5},
     {"fastgen_generated": 0.5, "fastgen_policy": "full"},
