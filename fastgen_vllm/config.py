@@ -1,11 +1,13 @@
 """The one configuration: pydantic model, YAML presets, command line and engine share it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -50,6 +52,33 @@ def _parse_generated(value: object) -> object:
     return GENERATED_WORDS[value]
 
 
+def _read_weights(value: object) -> object:
+    """Read the rows of a file; rows that are given themselves, as an engine gets them, stay."""
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    if not path.is_file():
+        raise ValueError("no such file; give the path of a YAML or JSON file")
+    try:
+        read = json.loads if path.suffix == ".json" else yaml.safe_load
+        return read(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"it is neither YAML nor JSON: {error}") from error
+
+
+def _check_rows(rows: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or lengths[0] == 0:
+        raise ValueError(f"give every layer a row of one number per KV head, not rows of {lengths}")
+    return rows
+
+
+#: [L][H], from a file's path. Wherever the configuration goes after that, it has the numbers.
+HeadWeights = Annotated[
+    tuple[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], ...],
+    BeforeValidator(_read_weights),
+    AfterValidator(_check_rows),
+]
 Observe = Annotated[
     Literal["all", "replay"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
 ]
@@ -113,6 +142,12 @@ class FastGenConfig(_Options):
         ge=1,
         description="tokens of the prompt that a head keeps, on average over heads, in place of "
         "keep: all of a prompt that has no more; policy coverage only",
+    )
+    head_weights: HeadWeights | None = Field(
+        None,
+        description="path of a YAML or JSON file: a row for each layer, in it a number above 0 "
+        "for each KV head, by which the importance of the head's tokens is multiplied; not for "
+        "paper and full",
     )
     recovery_norm: Literal["mass", "l1"] = Field(
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
@@ -178,6 +213,16 @@ class FastGenConfig(_Options):
         if (share := info.data.get("keep")) is not None:
             raise ValueError(f"keep={share} says as much; give one of the two, the other is null")
         return budget
+
+    @field_validator("head_weights")
+    @classmethod
+    def _check_head_weights(
+        cls, weights: HeadWeights | None, info: ValidationInfo
+    ) -> HeadWeights | None:
+        policy = info.data.get("policy", "coverage")
+        if weights is not None and policy in ("paper", "full"):
+            raise ValueError(f"{policy} does not go by importance; use policy coverage")
+        return weights
 
 
 def preset_names() -> list[str]:

@@ -13,6 +13,7 @@ head's own pages (``decode_attention``). Nothing here knows vLLM.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.config import FastGenConfig
@@ -56,6 +57,27 @@ def observed_queries(config: FastGenConfig, num_tokens: int) -> int:
     return min(LAST if config.observe == "replay" else config.observe, num_tokens)
 
 
+def head_weights(config: FastGenConfig, geometry: CacheGeometry) -> Tensor | None:
+    """Return [L, H] float32, by which the importance of tokens is multiplied, at most 1.
+
+    Only how they compare matters, so the greatest is 1. None if all heads are alike.
+
+    Raises:
+        ValueError: they are not those of this model's layers and KV heads.
+    """
+    if config.head_weights is None:
+        return None
+    weights = torch.tensor(config.head_weights, dtype=torch.float64)
+    needed = (geometry.num_layers, geometry.num_kv_heads)
+    if weights.shape != needed:
+        raise ValueError(
+            f"fastgen option head_weights: {len(weights)} rows of {weights.shape[1]} numbers, but "
+            f"this model has {needed[0]} layers with a KV cache, of {needed[1]} KV heads each. "
+            "Give a row for each layer, a number for each head."
+        )
+    return (weights / weights.max()).float()
+
+
 def plan_compaction(
     profile: PromptProfile,
     config: FastGenConfig,
@@ -78,13 +100,13 @@ _TRIAL_TOKENS = 512
 
 
 def try_policy(config: FastGenConfig, geometry: CacheGeometry, max_tokens: int) -> None:
-    """Plan for a made-up prompt, so that a policy of the user's own that fails shows at start.
+    """Plan for a made-up prompt, so that options that do not fit or fail show at start.
 
     Args:
         max_tokens: most tokens of a prompt.
 
     Raises:
-        ValueError: it fails; says how.
+        ValueError: a policy of the user's own fails, or weights are of other heads; says how.
     """
     num_tokens = min(max(config.min_prompt, _TRIAL_TOKENS), max_tokens)
     shape = (geometry.num_layers, geometry.num_kv_heads, num_tokens)
@@ -98,6 +120,7 @@ def try_policy(config: FastGenConfig, geometry: CacheGeometry, max_tokens: int) 
         token_class,
         observed_queries(config, num_tokens),
         is_replay=config.observe == "replay",
+        head_weight=head_weights(config, geometry),
     )
     try:
         plan_compaction(profile, config, RequestOptions(), geometry)

@@ -59,6 +59,7 @@ def test_observe_spellings(value: object, observe: object) -> None:
         {"policy": OWN},
         {"keep": 0.25, "coverage": {"recent": 0.1, "generated": "keep"}},
         {"keep_tokens": 300},
+        {"head_weights": [[1, 0.1], [1e-5, 1 / 3]]},
     ],
 )
 def test_config_survives_json(options: dict[str, object]) -> None:
@@ -76,6 +77,51 @@ def test_keep_tokens_goes_with_coverage() -> None:
 
 def test_keep_goes_with_the_default_policy() -> None:
     assert parse_config({"keep": 1}).keep == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("heads.yaml", "- [1, 2.5]\n- [0.5, 1]\n"),
+        ("heads.json", "[\n\t[1, 2.5],\n\t[5e-1, 1]\n]\n"),
+        ("heads", "[[1, 2.5], [5e-1, 1]]"),
+    ],
+)
+def test_head_weights_come_from_a_file(
+    name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative to the current directory; elsewhere the configuration has the numbers."""
+    tmp_path.joinpath(name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    config = parse_config({"head_weights": name})
+    assert config.head_weights == ((1.0, 2.5), (0.5, 1.0))
+    monkeypatch.chdir("/")
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[[1", "neither YAML nor JSON"),
+        ("", "head_weights=None: Input should be a valid tuple"),
+        ("1", "head_weights=1: Input should be a valid tuple"),
+        ("- 1", "head_weights.0=1: Input should be a valid tuple"),
+        ("[]", "not rows of []"),
+        ("[[], []]", "not rows of [0]"),
+        ("[[1], [1, 2]]", "not rows of [1, 2]"),
+        ("[[1, 0]]", "head_weights.0.1=0: Input should be greater than 0"),
+        ("[[1], [-1]]", "head_weights.1.0=-1: Input should be greater than 0"),
+        ("[[.nan]]", "head_weights.0.0=nan: Input should be a finite number"),
+        ("[[.inf]]", "head_weights.0.0=inf: Input should be a finite number"),
+        ("[[much]]", "head_weights.0.0='much': Input should be a valid number"),
+    ],
+)
+def test_bad_head_weights_are_named(text: str, named: str, tmp_path: Path) -> None:
+    path = tmp_path / "heads.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="head_weights") as error:
+        parse_config({"head_weights": str(path)})
+    assert named in str(error.value)
 
 
 def test_recovery_decides_unless_a_share_is_given() -> None:
@@ -119,6 +165,8 @@ def test_rungs_can_be_left_out() -> None:
         ({"keep_tokens": 0.5}, "keep_tokens=0.5"),
         ({"policy": "full", "keep_tokens": 300}, "keep_tokens=300: Value error, needs policy cov"),
         ({"keep": 0.3, "keep_tokens": 300}, "keep_tokens=300: Value error, keep=0.3 says as much"),
+        ({"head_weights": "no.yaml"}, "head_weights='no.yaml': Value error, no such file"),
+        ({"policy": "paper", "head_weights": [[1]]}, "paper does not go by importance"),
         ({"paper": {"without": ["full"]}}, "paper.without.0='full'"),
         ({"paper": {"without": "local"}}, "paper.without='local'"),
         ({"force": "perhaps"}, "force='perhaps'"),

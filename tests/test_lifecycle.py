@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import (
     PROFILE_BYTES,
+    head_weights,
     observed_queries,
     plan_compaction,
     try_policy,
@@ -80,6 +83,38 @@ def test_a_prompt_that_is_no_longer_is_not_worth_compacting(
     assert plan.kept_share == 1.0
     for length in (300, 320, 321, 5_000):
         assert plan.stream.size.blocks(length) == -(-length // GEOMETRY.block_size)
+
+
+def weighted(profile: PromptProfile, *rows: tuple[float, ...]) -> PromptProfile:
+    config = FastGenConfig(head_weights=rows)
+    return replace(profile, head_weight=head_weights(config, GEOMETRY))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3, 1e300, 1e-300])
+def test_equal_head_weights_change_nothing(profile: PromptProfile, weight: float) -> None:
+    assert head_weights(FastGenConfig(), GEOMETRY) is None
+    same = weighted(profile, (weight, weight), (weight, weight))
+    assert torch.equal(same.by_importance, profile.by_importance)
+
+
+@pytest.mark.parametrize("config", [FastGenConfig(keep=0.25), FastGenConfig(recovery=0.8)])
+def test_a_heavy_head_keeps_what_others_do_not(
+    profile: PromptProfile, config: FastGenConfig
+) -> None:
+    before, after = (
+        plan_compaction(seen, config, RequestOptions(), GEOMETRY).choice.keep.sum(-1)
+        for seen in (profile, weighted(profile, (1.0, 1.0), (100.0, 1.0)))
+    )
+    assert after[1, 0] > before[1, 0]
+    if config.keep is not None:
+        assert after.sum() == before.sum()
+        assert bool((after <= before).flatten()[[0, 1, 3]].all())
+
+
+def test_head_weights_of_another_model_are_refused() -> None:
+    config = FastGenConfig(head_weights=((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)))
+    with pytest.raises(ValueError, match=r"2 rows of 3 numbers, .* 2 layers .* of 2 KV heads each"):
+        try_policy(config, GEOMETRY, 4096)
 
 
 def test_size_says_what_a_capped_plan_needs(profile: PromptProfile) -> None:

@@ -25,6 +25,7 @@ class PromptProfile:
     token_class: Tensor  # [N] int32, TokenClass bits
     num_observed: int  # W
     is_replay: bool = False  # queries were replayed: all of them saw all tokens
+    head_weight: Tensor | None = None  # [L, H] float32, factors of importance
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +50,8 @@ class PromptProfile:
     def by_importance(self) -> Tensor:
         """[L*H*N] int64, flat indices of all tokens, the most important first."""
         rated = importance(self.energy, self.value_norm, with_followers=not self.is_replay)
+        if self.head_weight is not None:
+            rated *= self.head_weight[..., None]
         return largest_first(rated.flatten())
 
     @cached_property

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
-from fastgen_vllm.lifecycle import observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import head_weights, observed_queries, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
@@ -82,6 +82,7 @@ class FastGenRuntime:
             self._positions = torch.zeros(slots, dtype=torch.int32)
             self._values = torch.zeros(slots, dtype=torch.float32)
             self._heads = torch.zeros(heads, dtype=torch.int32)
+            self._head_weight = head_weights(config, geometry)
         for tensor in (self._positions, self._values):
             use_huge_pages(tensor)
         self._free_lanes = list(range(max_requests))[::-1]
@@ -458,6 +459,7 @@ class FastGenRuntime:
                 request.prompt_class,
                 observed_queries(self._config, request.num_prompt),
                 self._is_replay,
+                self._head_weight,
             )
             try:
                 with self._device:  # where policies and plans make their tensors

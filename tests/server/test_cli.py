@@ -62,6 +62,7 @@ def test_serve_help_tells_all_of_ours(
         "recovery_norm",
         "keep",
         "keep_tokens",
+        "head_weights",
         "paper.local",
         "paper.without",
         "coverage.sinks",
