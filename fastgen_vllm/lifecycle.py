@@ -23,8 +23,8 @@ from fastgen_vllm.pages.plan import StreamPlan
 from fastgen_vllm.policy.base import Choice
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.policy.select import selector_for
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.prompt import PromptProfile
-from fastgen_vllm.profile.replay import LAST
 from fastgen_vllm.request import RequestOptions
 
 
@@ -48,13 +48,6 @@ class CompactionPlan:
 
 #: Most memory that a prompt's profile and choosing from it take for a moment, per token and head.
 PROFILE_BYTES = 96
-
-
-def observed_queries(config: FastGenConfig, num_tokens: int) -> int:
-    """How many of a prompt's last queries are profiled over all of its tokens, ``W``."""
-    if config.observe == "all":
-        return num_tokens
-    return min(LAST if config.observe == "replay" else config.observe, num_tokens)
 
 
 def head_weights(config: FastGenConfig, geometry: CacheGeometry) -> Tensor | None:
@@ -113,13 +106,14 @@ def try_policy(config: FastGenConfig, geometry: CacheGeometry, max_tokens: int) 
     token_class = torch.full((num_tokens,), TokenClass.PLAIN, dtype=torch.int32)
     token_class[0], token_class[-1] = TokenClass.SPECIAL, TokenClass.PUNCTUATION
     attention = torch.arange(1, geometry.pages_per_block * num_tokens + 1).reciprocal().view(shape)
+    observation = Observation.of(config, RequestOptions(), num_tokens)
     profile = PromptProfile(
         attention,
         attention.square(),
         torch.ones(shape),
         token_class,
-        observed_queries(config, num_tokens),
-        is_replay=config.observe == "replay",
+        observation.num_observed,
+        observation.is_replay,
         head_weight=head_weights(config, geometry),
     )
     try:

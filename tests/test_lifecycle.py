@@ -12,7 +12,6 @@ from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import (
     PROFILE_BYTES,
     head_weights,
-    observed_queries,
     plan_compaction,
     try_policy,
 )
@@ -33,12 +32,6 @@ def kept_share(
     profile: PromptProfile, config: FastGenConfig, options: RequestOptions | None = None
 ) -> float:
     return plan_compaction(profile, config, options or RequestOptions(), GEOMETRY).kept_share
-
-
-def test_observed_queries() -> None:
-    assert observed_queries(FastGenConfig(observe=64), 1000) == 64
-    assert observed_queries(FastGenConfig(observe=64), 10) == 10
-    assert observed_queries(FastGenConfig(observe="all"), 1000) == 1000
 
 
 def test_l1_bound_is_stricter(profile: PromptProfile) -> None:
@@ -154,7 +147,6 @@ from fastgen_vllm.config import load_config
 from fastgen_vllm.geometry import CacheGeometry
 from fastgen_vllm.lifecycle import (
     PROFILE_BYTES,
-    observed_queries,
     plan_compaction,
 )
 from fastgen_vllm.request import RequestOptions

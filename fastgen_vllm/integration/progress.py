@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.runtime.messages import PlanReport, Uncompacted
 
 
@@ -11,6 +12,8 @@ class RequestProgress:
 
     #: what to say if it ended now; None while it is compacted
     outcome: Uncompacted | None
+    #: what is asked of its prompt; None if it is not profiled
+    observation: Observation | None = None
     #: of its prompt: it waits, or was carried out
     plan: PlanReport | None = None
     #: tokens that were stored when it was compacted. After a preemption its answer is computed
@@ -26,6 +29,12 @@ class RequestProgress:
     def is_profiled(self) -> bool:
         """Whether its prompt is, will be or was profiled by the worker."""
         return self.plan is not None or self.outcome is Uncompacted.FINISHED_FIRST
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether its prompt is being replayed: it is not whole yet."""
+        replays = self.observation is not None and self.observation.is_replay
+        return replays and self.is_profiled and self.plan is None
 
     def receive(self, plan: PlanReport) -> None:
         """Its prompt has been profiled."""

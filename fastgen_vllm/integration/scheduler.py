@@ -22,8 +22,8 @@ from fastgen_vllm.integration.metrics import STATS_KEY, FastGenStats
 from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.integration.progress import RequestProgress
 from fastgen_vllm.integration.summary import RequestSummary
-from fastgen_vllm.lifecycle import observed_queries
 from fastgen_vllm.pages.size import StreamSize, cdiv
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.replay import BLOCK, whole_blocks
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import external_id
@@ -92,11 +92,9 @@ class PerHeadScheduling(Scheduler):
 
     def _note_replayed(self, output: SchedulerOutput, manager: PerHeadManager) -> None:
         """Remember which blocks of prompts have been replayed once this step is over."""
-        if self._fastgen.observe != "replay":
-            return
         for request_id in output.num_scheduled_tokens:
-            request, progress = self.requests[request_id], self._progress[request_id]
-            if progress.is_profiled and progress.plan is None:  # its prompt is not whole yet
+            if self._progress[request_id].is_replaying:
+                request = self.requests[request_id]
                 computed = min(request.num_computed_tokens, request.num_prompt_tokens)
                 manager.note_replayed(request_id, whole_blocks(computed))
 
@@ -195,11 +193,19 @@ class PerHeadScheduling(Scheduler):
             return min(count, progress.compacted_at - num_computed_tokens)
         return min(count, 1) if progress.outcome is None else 0
 
-    def _first_outcome(self, request: Request) -> Uncompacted:
-        """Why the request will stay as it is, or what to say if it ends before its plan."""
+    def _first_progress(self, request: Request) -> RequestProgress:
+        """Why the request will stay as it is, or what is asked of its prompt."""
         if request.sampling_params is None or request.prompt_token_ids is None:
-            return Uncompacted.OFF
+            return RequestProgress(Uncompacted.OFF)
         options = RequestOptions.parse(request.sampling_params.extra_args)
+        outcome = self._first_outcome(request, options)
+        if outcome is not Uncompacted.FINISHED_FIRST:
+            return RequestProgress(outcome)
+        num_tokens = request.num_prompt_tokens
+        return RequestProgress(outcome, Observation.of(self._fastgen, options, num_tokens))
+
+    def _first_outcome(self, request: Request, options: RequestOptions) -> Uncompacted:
+        """Why the request will stay as it is, or what to say if it ends before its plan."""
         # The next chunk of a session, and embeddings among tokens, are not supported.
         if request.resumable or request.prompt_embeds is not None or not options.enabled:
             return Uncompacted.OFF
@@ -214,11 +220,10 @@ class PerHeadScheduling(Scheduler):
         """Cap a prefix-cache hit so that all observed queries are computed, or have been."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         progress = self._progress.get(request.request_id)
-        if progress is None or not progress.is_profiled:
+        if progress is None or progress.observation is None or not progress.is_profiled:
             return blocks, num_hit, boundary, diverged
-        num_prompt = int(request.num_prompt_tokens)
-        first = num_prompt - observed_queries(self._fastgen, num_prompt)
-        if self._fastgen.observe == "replay" and self._manager is not None:
+        first = progress.observation.first_observed
+        if progress.observation.is_replay and self._manager is not None:
             known = min(self._manager.num_replayed(blocks.blocks[0]), first)
             first = whole_blocks(known) if BLOCK % self.block_size == 0 else 0
         if num_hit > first:
@@ -229,7 +234,7 @@ class PerHeadScheduling(Scheduler):
     def add_request(self, request: Request) -> None:
         # A session's next chunk comes under the id of its first.
         if self._manager is not None and request.request_id not in self.requests:
-            self._progress[request.request_id] = RequestProgress(self._first_outcome(request))
+            self._progress[request.request_id] = self._first_progress(request)
         super().add_request(request)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:

@@ -30,6 +30,7 @@ from fastgen_vllm.integration.rotary import rotation_of
 from fastgen_vllm.integration.waiting import WaitingAgain
 from fastgen_vllm.lifecycle import PROFILE_BYTES, try_policy
 from fastgen_vllm.pages.size import cdiv
+from fastgen_vllm.profile.observation import may_replay
 from fastgen_vllm.profile.replay import Rotation
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
@@ -189,7 +190,7 @@ class PerHeadWorking(WorkerBase):
 
     def _rotation(self, device: torch.device) -> Rotation | None:
         """How the model's queries are turned, if they are to be replayed."""
-        if self._fastgen.observe != "replay":
+        if not may_replay(self._fastgen):
             return None
         try:
             return rotation_of(self.model_runner.get_model(), device)

@@ -10,10 +10,11 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
-from fastgen_vllm.lifecycle import head_weights, observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import head_weights, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.profile.replay import SAMPLE, Rotation, whole_blocks
 from fastgen_vllm.request import RequestOptions
@@ -72,8 +73,6 @@ class FastGenRuntime:
         self._device = arena.device
         self._decode_attention = decode_attention
         self._pin_memory = pin_memory
-        self._is_replay = config.observe == "replay"
-        assert rotation is not None or not self._is_replay
         self._rotation = rotation
         self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
@@ -102,10 +101,10 @@ class FastGenRuntime:
 
     def track(self, request_id: str, prompt: list[int], options: RequestOptions) -> None:
         """Start profiling a new request."""
-        observed = observed_queries(self._config, len(prompt))
-        first = 0 if self._is_replay else len(prompt) - observed
+        observation = Observation.of(self._config, options, len(prompt))
+        assert self._rotation is not None or not observation.is_replay
         prompt_class = self._token_class[self._to_device(prompt, torch.int64)]
-        self._requests[request_id] = TrackedRequest(options, prompt_class, first, first)
+        self._requests[request_id] = TrackedRequest(options, observation, prompt_class)
 
     def release(self, request_id: str) -> None:
         """Forget a request that finished or will not be compacted."""
@@ -284,11 +283,12 @@ class FastGenRuntime:
     ) -> ObservedRows | None:
         """Return the observed queries among positions ``first .. seq_len - 1``."""
         request = self._requests[request_id]
-        low = max(first, request.observed_from)
+        low = max(first, request.observation.first_asked)
         high = min(seq_len, request.num_prompt)
         if low >= high or request.planned is not None:
             return None
-        if self._is_replay and request.attention is None:  # others have replayed what it found
+        is_replay = request.observation.is_replay
+        if is_replay and request.attention is None:  # others have replayed what it found
             request.next_observed = whole_blocks(low)
         if low != request.next_observed:
             self.release(request_id)
@@ -301,7 +301,7 @@ class FastGenRuntime:
         assert request.energy is not None
         request.next_observed = high
         request.prompt_row = block_row
-        if self._is_replay:
+        if is_replay:
             self._clear_values(block_row, low, high, request.num_prompt)
         return ObservedRows(
             request.attention,
@@ -311,7 +311,7 @@ class FastGenRuntime:
             low,
             block_row,
             request.num_prompt,
-            request.waiting if self._is_replay else None,
+            request.waiting if is_replay else None,
         )
 
     def _clear_values(self, block_row: Tensor, low: int, high: int, num_prompt: int) -> None:
@@ -437,13 +437,12 @@ class FastGenRuntime:
         The latter is scaled from the ``N`` queries of all blocks to the ``W`` last ones.
         """
         assert request.energy is not None and request.prompt_row is not None
-        if not self._is_replay:
+        asked = request.observation
+        if not asked.is_replay:
             return request.energy
-        num_prompt = request.num_prompt
-        block, slot = self._stock_slots(request.prompt_row, 0, num_prompt)
+        block, slot = self._stock_slots(request.prompt_row, 0, asked.num_tokens)
         of_blocks = self._values[block, :, slot].T.reshape(request.energy.shape)
-        share = observed_queries(self._config, num_prompt) / num_prompt
-        return request.energy + of_blocks * share
+        return request.energy + of_blocks * (asked.num_observed / asked.num_tokens)
 
     def finish_step(self) -> WorkerReport | None:
         """Choose policies for prompts whose last observed query has passed; report."""
@@ -457,8 +456,8 @@ class FastGenRuntime:
                 self._energy(request),
                 self._value_norm(request.prompt_row, request.num_prompt),
                 request.prompt_class,
-                observed_queries(self._config, request.num_prompt),
-                self._is_replay,
+                request.observation.num_observed,
+                request.observation.is_replay,
                 self._head_weight,
             )
             try:

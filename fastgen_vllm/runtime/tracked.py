@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.pages.size import StreamSize
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.messages import PlanReport
 from fastgen_vllm.runtime.replayed import Waiting
@@ -24,9 +25,9 @@ class TrackedRequest:
     """A request that is, or may be, compacted."""
 
     options: RequestOptions
+    observation: Observation
     prompt_class: Tensor  # [N] int32, TokenClass bits
-    observed_from: int
-    next_observed: int
+    next_observed: int = field(init=False)
     attention: Tensor | None = None  # [L, H, N] while profiling
     energy: Tensor | None = None  # [L, H, N] while profiling
     waiting: Waiting = field(default_factory=dict)  # while its queries are replayed
@@ -38,15 +39,18 @@ class TrackedRequest:
     size: StreamSize | None = None  # of the page stream once compacted
     later_class: list[Tensor] = field(default_factory=list)  # int32, of tokens N.. on stock pages
 
+    def __post_init__(self) -> None:
+        self.next_observed = self.observation.first_asked
+
     @property
     def num_prompt(self) -> int:
         """Prompt tokens, ``N``."""
-        return len(self.prompt_class)
+        return self.observation.num_tokens
 
     def restart(self) -> None:
         """Forget everything but the prompt: the request was preempted."""
         self.preemptions += 1
-        self.next_observed = self.observed_from
+        self.next_observed = self.observation.first_asked
         self.attention = self.energy = self.prompt_row = self.prepared = self.planned = None
         self.lane = self.size = None
         self.waiting.clear()

@@ -9,8 +9,9 @@ from transformers import AutoTokenizer
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig, PaperOptions
 from fastgen_vllm.geometry import CacheGeometry, HeadField
-from fastgen_vllm.lifecycle import CompactionPlan, observed_queries, plan_compaction
+from fastgen_vllm.lifecycle import CompactionPlan, plan_compaction
 from fastgen_vllm.profile import PromptProfile
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.request import RequestOptions
 from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
 from tests.integration.tiny import random_prompts
@@ -114,17 +115,16 @@ def compare(
         engine.close()
 
     oracle = Decoder(model)
-    num_observed = observed_queries(config, len(prompt))
-    is_replay = config.observe == "replay"
-    logprobs = oracle.prefill(prompt, num_observed, config.pool, replay=is_replay)
+    asked = Observation.of(config, RequestOptions(), len(prompt))
+    logprobs = oracle.prefill(prompt, asked.num_observed, config.pool, replay=asked.is_replay)
     token_class = table[torch.tensor(prompt)]
     profile = PromptProfile(
         attention=oracle.attention,
         energy=oracle.energy,
         value_norm=oracle.value_norm,
         token_class=token_class,
-        num_observed=num_observed,
-        is_replay=is_replay,
+        num_observed=asked.num_observed,
+        is_replay=asked.is_replay,
     )
     geometry = CacheGeometry(
         oracle.num_layers,
