@@ -17,11 +17,14 @@ from pydantic import (
     field_validator,
 )
 
-PolicyName = Literal["paper", "coverage", "full"]
+PolicyName = Literal["paper", "coverage", "full", "ahakv"]
 Rung = Literal["special", "punctuation", "frequent", "local"]
 Pool = Literal["mean", "max", "min"]
 DecodeKernel = Literal["fastgen", "stock", "xformers"]
 
+#: Policies that keep a share or a number of tokens, and those that know no recovery.
+HAVE_BUDGET: Final = ("coverage", "ahakv")
+NEED_BUDGET: Final = ("ahakv",)
 #: How a policy of the user's own is named: ``package.module:Class``.
 _IMPORT_PATH: Final = re.compile(r"[\w.]+:\w+")
 
@@ -125,8 +128,8 @@ class FastGenConfig(_Options):
     name: str = Field("custom", description="shown in the start-up line")
     policy: PolicyName | str = Field(
         "coverage",
-        description="how kept tokens are chosen: paper, coverage, full, or by a class of your own, "
-        "package.module:Class",
+        description="how kept tokens are chosen: paper, coverage, full, ahakv, or by a class of "
+        "your own, package.module:Class",
     )
     recovery: float = Field(
         0.95, gt=0, le=1, description="share of attention mass that kept tokens must hold (T)"
@@ -135,19 +138,20 @@ class FastGenConfig(_Options):
         None,
         gt=0,
         le=1,
-        description="kept share of the prompt, in place of recovery; policy coverage only",
+        description="kept share of the prompt, in place of recovery; policies coverage and ahakv",
     )
     keep_tokens: int | None = Field(
         None,
         ge=1,
+        validate_default=True,
         description="tokens of the prompt that a head keeps, on average over heads, in place of "
-        "keep: all of a prompt that has no more; policy coverage only",
+        "keep: all of a prompt that has no more; policies coverage and ahakv",
     )
     head_weights: HeadWeights | None = Field(
         None,
         description="path of a YAML or JSON file: a row for each layer, in it a number above 0 "
         "for each KV head, by which the importance of the head's tokens is multiplied; not for "
-        "paper and full",
+        "paper, full and ahakv",
     )
     recovery_norm: Literal["mass", "l1"] = Field(
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
@@ -155,7 +159,7 @@ class FastGenConfig(_Options):
     observe: Observe = Field(
         256,
         description="prompt queries profiled: 'last N' or 'all', as they were; or 'replay', all of "
-        "them as if they were asked again from behind the prompt",
+        "them as if they were asked again from behind the prompt. Policy ahakv has its own",
     )
     min_prompt: int = Field(
         0, ge=0, description="prompts of fewer tokens are served uncompressed, answers included"
@@ -205,11 +209,15 @@ class FastGenConfig(_Options):
     @field_validator("keep", "keep_tokens")
     @classmethod
     def _check_budget(cls, budget: float | None, info: ValidationInfo) -> float | None:
-        if budget is None:
-            return None
         policy = info.data.get("policy", "coverage")
-        if policy != "coverage":
-            raise ValueError(f"needs policy coverage, not {policy}; others go by recovery")
+        if budget is None:
+            is_last = info.field_name == "keep_tokens" and "keep" in info.data
+            if is_last and info.data["keep"] is None and policy in NEED_BUDGET:
+                raise ValueError(f"policy {policy} knows no recovery; give it or keep")
+            return None
+        if policy not in HAVE_BUDGET:
+            legal = " or ".join(HAVE_BUDGET)
+            raise ValueError(f"needs policy {legal}, not {policy}; others go by recovery")
         if (share := info.data.get("keep")) is not None:
             raise ValueError(f"keep={share} says as much; give one of the two, the other is null")
         return budget
@@ -220,7 +228,7 @@ class FastGenConfig(_Options):
         cls, weights: HeadWeights | None, info: ValidationInfo
     ) -> HeadWeights | None:
         policy = info.data.get("policy", "coverage")
-        if weights is not None and policy in ("paper", "full"):
+        if weights is not None and policy in ("paper", "full", "ahakv"):
             raise ValueError(f"{policy} does not go by importance; use policy coverage")
         return weights
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fastgen_vllm.config import FastGenConfig
+from fastgen_vllm.config import HAVE_BUDGET, NEED_BUDGET, FastGenConfig
 from fastgen_vllm.request import RequestOptions
 
 
@@ -19,22 +19,31 @@ class Goal:
     def of(cls, config: FastGenConfig, request: RequestOptions, num_tokens: int) -> "Goal":
         """Return the goal for a prompt of ``num_tokens``; the request has the last word.
 
-        A request that asks for a share or a number of tokens means a policy that has a budget,
-        one that asks for a recovery does not mean the configured budget.
+        A request that asks for a recovery does not mean the configured share or tokens.
         """
         recovery = config.recovery if request.recovery is None else request.recovery
         if config.recovery_norm == "l1":
             # |A - softmax(QK_C)|_1 <= 1 - T: freed mass counts twice, lost and renormalised.
             recovery = (1 + recovery) / 2
-        asked = _share(request, num_tokens)
-        configured = _share(config, num_tokens) if request.recovery is None else None
+        share = _share(request, num_tokens)
+        if share is None and request.recovery is None:
+            share = _share(config, num_tokens)
         generated = config.coverage.generated if request.generated is None else request.generated
-        return cls(
-            policy=request.policy or (config.policy if asked is None else "coverage"),
-            recovery=recovery,
-            share=configured if asked is None else asked,
-            generated=generated,
-        )
+        return cls(_policy(config, request), recovery, share, generated)
+
+
+def _policy(config: FastGenConfig, request: RequestOptions) -> str:
+    """The policy that a request names or, if it goes by what the request asks for, configured.
+
+    Else it is coverage, which goes by anything.
+    """
+    if request.policy is not None:
+        return request.policy
+    if request.keep is not None or request.keep_tokens is not None:
+        return config.policy if config.policy in HAVE_BUDGET else "coverage"
+    if request.recovery is not None and config.policy in NEED_BUDGET:
+        return "coverage"
+    return config.policy
 
 
 def _share(options: FastGenConfig | RequestOptions, num_tokens: int) -> float | None:

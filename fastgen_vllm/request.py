@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from fastgen_vllm.config import GENERATED_WORDS, PolicyName
+from fastgen_vllm.config import GENERATED_WORDS, HAVE_BUDGET, NEED_BUDGET, PolicyName
 
 PREFIX: Final = "fastgen"
 ENABLED: Final = "fastgen"
@@ -71,15 +71,18 @@ class RequestOptions:
         return options
 
     def _check_goal(self) -> None:
-        """Refuse two goals, and a budget for a policy that has none."""
+        """Refuse two goals, and a budget where the policy has none, or none where it needs one."""
         goals = {RECOVERY: self.recovery, KEEP: self.keep, KEEP_TOKENS: self.keep_tokens}
         given = [name for name, value in goals.items() if value is not None]
         if len(given) > 1:
             name = given[-1]
             raise RequestOptionError(name, goals[name], f"give it or {given[0]}, not both")
         for name in given:
-            if name != RECOVERY and self.policy not in (None, "coverage"):
-                raise RequestOptionError(name, goals[name], f"{POLICY} must be coverage")
+            if name != RECOVERY and self.policy not in (None, *HAVE_BUDGET):
+                legal = " or ".join(HAVE_BUDGET)
+                raise RequestOptionError(name, goals[name], f"{POLICY} must be {legal}")
+        if self.policy in NEED_BUDGET and given in ([], [RECOVERY]):
+            raise RequestOptionError(POLICY, self.policy, f"give {KEEP} or {KEEP_TOKENS} with it")
 
 
 def _is_ours(name: str) -> bool:

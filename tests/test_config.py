@@ -75,6 +75,12 @@ def test_keep_tokens_goes_with_coverage() -> None:
     assert parse_config({"keep_tokens": 300}).keep_tokens == 300
 
 
+@pytest.mark.parametrize("budget", [{"keep": 0.25}, {"keep_tokens": 300}])
+def test_ahakv_goes_with_a_budget(budget: dict[str, float]) -> None:
+    config = parse_config({"policy": "ahakv", **budget})
+    assert {"keep": config.keep, "keep_tokens": config.keep_tokens}.items() >= budget.items()
+
+
 def test_keep_goes_with_the_default_policy() -> None:
     assert parse_config({"keep": 1}).keep == 1.0
 
@@ -143,12 +149,12 @@ def test_rungs_can_be_left_out() -> None:
         ({"recover": 0.9}, "recover=0.9"),
         ({"recovery": 0}, "recovery=0"),
         ({"recovery": 1.5}, "recovery=1.5"),
-        ({"policy": "magic"}, "'paper', 'coverage', 'full' or package.module:Class"),
+        ({"policy": "magic"}, "'paper', 'coverage', 'full', 'ahakv' or package.module:Class"),
         ({"policy": "package.module.Class"}, "policy='package.module.Class': Value error, use '"),
         ({"policy": "package.module:"}, "use 'paper'"),
         ({"policy": 3}, "policy=3: Value error, use 'paper'"),
         ({"policy": "no_such_module:Any"}, "policy='no_such_module:Any': Value error, module no"),
-        ({"policy": OWN, "keep": 0.3}, f"needs policy coverage, not {OWN}; others go by recovery"),
+        ({"policy": OWN, "keep": 0.3}, f"coverage or ahakv, not {OWN}; others go by recovery"),
         ({"observe": "first 3"}, "observe"),
         ({"observe": 0}, "observe"),
         ({"paper": {"local": 2}}, "paper.local=2"),
@@ -160,7 +166,10 @@ def test_rungs_can_be_left_out() -> None:
         ({"keep": 0}, "keep=0"),
         ({"keep": 1.5}, "keep=1.5"),
         ({"policy": "paper", "keep": 0.3}, "keep=0.3: Value error, needs policy coverage"),
-        ({"policy": "full", "keep": 0.3}, "needs policy coverage, not full"),
+        ({"policy": "full", "keep": 0.3}, "needs policy coverage or ahakv, not full"),
+        ({"policy": "ahakv"}, "keep_tokens=None: Value error, policy ahakv knows no recovery"),
+        ({"policy": "ahakv", "keep": 7}, "keep=7"),
+        ({"policy": "ahakv", "keep": 1, "head_weights": [[1]]}, "ahakv does not go by importance"),
         ({"keep_tokens": 0}, "keep_tokens=0"),
         ({"keep_tokens": 0.5}, "keep_tokens=0.5"),
         ({"policy": "full", "keep_tokens": 300}, "keep_tokens=300: Value error, needs policy cov"),

@@ -178,6 +178,10 @@ def test_policies_are_tried(policy: str, max_tokens: int) -> None:
     try_policy(FastGenConfig(policy=policy), GEOMETRY, max_tokens)
 
 
+def test_ahakv_is_tried() -> None:
+    try_policy(FastGenConfig(policy="ahakv", keep_tokens=100), GEOMETRY, 4096)
+
+
 def test_a_policy_that_fails_is_refused() -> None:
     config = FastGenConfig(policy=f"{own.MODULE}:OneTooFew", min_prompt=600)
     with pytest.raises(ValueError, match=r"^fastgen option policy='.+': it fails .+ 600 tokens \("):

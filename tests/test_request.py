@@ -62,12 +62,20 @@ def test_shares_may_be_whole_numbers(option: str) -> None:
 BUDGETS: tuple[dict[str, Any], ...] = ({"fastgen_keep": 0.25}, {"fastgen_keep_tokens": 300})
 
 
+@pytest.mark.parametrize("policy", ["coverage", "ahakv"])
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_budgets_go_with_coverage(budget: dict[str, Any]) -> None:
+def test_budgets_go_with_some_policies(budget: dict[str, Any], policy: Any) -> None:
     alone = RequestOptions.parse(budget)
     assert RequestOptions(keep=alone.keep, keep_tokens=alone.keep_tokens) == alone
-    named = RequestOptions.parse({"fastgen_policy": "coverage", **budget})
-    assert named == replace(alone, policy="coverage")
+    named = RequestOptions.parse({"fastgen_policy": policy, **budget})
+    assert named == replace(alone, policy=policy)
+
+
+@pytest.mark.parametrize("given", [{}, {"fastgen_recovery": 0.9}])
+def test_ahakv_needs_a_budget(given: dict[str, Any]) -> None:
+    with pytest.raises(RequestOptionError, match="give fastgen_keep or fastgen_keep_t") as caught:
+        RequestOptions.parse({"fastgen_policy": "ahakv", **given})
+    assert caught.value.parameter == "fastgen_policy"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,7 @@ def test_goals_exclude_each_other(first: dict[str, Any], second: dict[str, Any])
 @pytest.mark.parametrize("policy", ["paper", "full"])
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_budgets_go_with_no_other_policy(budget: dict[str, Any], policy: str) -> None:
-    with pytest.raises(RequestOptionError, match="fastgen_policy must be coverage") as caught:
+    with pytest.raises(RequestOptionError, match="fastgen_policy must be coverage or a") as caught:
         RequestOptions.parse({"fastgen_policy": policy, **budget})
     assert [caught.value.parameter] == [*budget]
 

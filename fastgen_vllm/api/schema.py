@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from fastgen_vllm.config import GENERATED_WORDS, PolicyName
+from fastgen_vllm.config import GENERATED_WORDS, HAVE_BUDGET, NEED_BUDGET, PolicyName
 from fastgen_vllm.request import (
     ENABLED,
     GENERATED,
@@ -32,8 +32,12 @@ from fastgen_vllm.request import (
 Share = float  # from 0 to 1
 
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-#: Three options are of this policy only.
-_OTHER_POLICY: dict[str, Any] = {"properties": {POLICY: {"not": {"const": "coverage"}}}}
+#: Some options are of these policies only.
+_POLICIES: dict[str, tuple[str, ...]] = {
+    KEEP: HAVE_BUDGET,
+    KEEP_TOKENS: HAVE_BUDGET,
+    GENERATED: ("coverage",),
+}
 #: What `RequestOptions` takes, for readers of the schema; it says itself what is wrong.
 _ARGUMENTS: dict[str, Any] = {
     "properties": {
@@ -55,9 +59,14 @@ _ARGUMENTS: dict[str, Any] = {
         "anyOf": [
             *({"required": list(two)} for two in combinations((RECOVERY, KEEP, KEEP_TOKENS), 2)),
             *(
-                {"required": [option, POLICY], **_OTHER_POLICY}
-                for option in (KEEP, KEEP_TOKENS, GENERATED)
+                {"required": [option, POLICY], "properties": {POLICY: {"not": {"enum": legal}}}}
+                for option, legal in _POLICIES.items()
             ),
+            {
+                "required": [POLICY],
+                "properties": {POLICY: {"enum": NEED_BUDGET}},
+                "not": {"anyOf": [{"required": [KEEP]}, {"required": [KEEP_TOKENS]}]},
+            },
         ]
     },
 }

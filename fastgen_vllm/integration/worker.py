@@ -30,7 +30,7 @@ from fastgen_vllm.integration.rotary import rotation_of
 from fastgen_vllm.integration.waiting import WaitingAgain
 from fastgen_vllm.lifecycle import PROFILE_BYTES, try_policy
 from fastgen_vllm.pages.size import cdiv
-from fastgen_vllm.profile.observation import may_replay
+from fastgen_vllm.profile.observation import Observation, may_replay
 from fastgen_vllm.profile.replay import Rotation
 from fastgen_vllm.profile.tokens import token_class_table
 from fastgen_vllm.request import RequestOptions
@@ -230,7 +230,7 @@ class PerHeadWorking(WorkerBase):
             config.name,
             config.policy,
             goal,
-            config.observe,
+            Observation.of(config, RequestOptions(), self.model_config.max_model_len),
             config.pool,
             kernels,
             config.decode_kernel,

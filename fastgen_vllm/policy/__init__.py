@@ -6,6 +6,7 @@ To add one: derive a frozen dataclass from :class:`Policy` in a file of its own,
 takes its import path (:mod:`fastgen_vllm.policy.own`).
 """
 
+from fastgen_vllm.policy.ahakv import AhaKV
 from fastgen_vllm.policy.base import Choice, Policy, Selector, Union
 from fastgen_vllm.policy.coverage import Coverage
 from fastgen_vllm.policy.frequent import Frequent
@@ -18,6 +19,7 @@ from fastgen_vllm.policy.select import selector_for
 from fastgen_vllm.policy.special import Special
 
 __all__ = [
+    "AhaKV",
     "Choice",
     "Coverage",
     "Frequent",

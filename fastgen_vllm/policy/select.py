@@ -5,6 +5,7 @@ from operator import or_
 
 from fastgen_vllm.config import FastGenConfig, Rung
 from fastgen_vllm.goal import Goal
+from fastgen_vllm.policy.ahakv import AhaKV
 from fastgen_vllm.policy.base import Policy, Selector
 from fastgen_vllm.policy.coverage import Coverage
 from fastgen_vllm.policy.frequent import Frequent
@@ -30,6 +31,9 @@ def selector_for(config: FastGenConfig, goal: Goal) -> Selector:
                 least=options.least,
                 share=goal.share,
             )
+        case "ahakv":
+            assert goal.share is not None, "ahakv without a budget"
+            return AhaKV(goal.share)
         case "paper":
             policies: dict[Rung, Policy] = {
                 "special": Special(),

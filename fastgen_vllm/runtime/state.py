@@ -311,6 +311,7 @@ class FastGenRuntime:
             low,
             block_row,
             request.num_prompt,
+            request.observation.sharpness,
             request.waiting if is_replay else None,
         )
 
@@ -359,7 +360,7 @@ class FastGenRuntime:
                 layer,
                 rows.block_row,
                 first,
-                scale,
+                scale * rows.sharpness,
                 self._config.pool,
                 rows.attention[layer],
                 rows.energy[layer],

@@ -17,6 +17,7 @@ class ObservedRows(NamedTuple):
     first_position: int
     block_row: Tensor  # [blocks] int32
     num_prompt: int  # N
+    sharpness: float  # factor of the model's own scale of scores
     waiting: Waiting | None  # queries that wait to be replayed; None: they are taken as they are
 
 

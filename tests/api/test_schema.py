@@ -15,7 +15,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "fastgen_keep": (None, 0.5, 1.5),
     "fastgen_keep_tokens": (None, 300, 0.5),
     "fastgen_generated": (None, "keep", 0.5, 2),
-    "fastgen_policy": (None, "coverage", "full", "best"),
+    "fastgen_policy": (None, "coverage", "full", "ahakv", "best"),
     "fastgen_report": (None, "on", "yes"),
     "other": (None, 1),
 }

@@ -92,6 +92,28 @@ def test_a_beginning_that_nobody_replayed(engine: Engine, prompt: list[int], alo
     assert cached(engine) == 0
 
 
+AHAKV = {"fastgen_policy": "ahakv", "fastgen_keep": 0.3}
+
+
+def test_a_beginning_that_was_not_replayed(engine: Engine, prompt: list[int], alone: Any) -> None:
+    """A request of policy ahakv is compressed, but its blocks do not say what a replay would."""
+    kept(engine, engine.add(prompt, **PARAMS, extra_args=AHAKV))
+    engine.run()
+    assert kept(engine, engine.add(prompt, **PARAMS)) == alone
+    assert cached(engine) == 0
+
+
+def test_a_beginning_that_was_used_otherwise(engine: Engine, prompt: list[int], alone: Any) -> None:
+    """To one of policy ahakv it is nothing whether blocks were replayed: but for 32 tokens, all."""
+    engine.add(prompt, **PARAMS)
+    engine.run()
+    kept(engine, engine.add(prompt, **PARAMS, extra_args=AHAKV))
+    assert cached(engine) == 1056
+    engine.run()
+    assert kept(engine, engine.add(prompt, **PARAMS)) == alone
+    assert cached(engine) == 512
+
+
 def test_blocks_that_were_something_else_since(
     engine: Engine, prompt: list[int], alone: Any
 ) -> None:

@@ -77,7 +77,7 @@ def test_mistakes_are_named_with_a_remedy(path: str, said: str) -> None:
     message = str(error.value)
     assert message.startswith(f"fastgen option policy={path!r}: ") and "\n" not in message
     assert said in message
-    assert "or use 'paper', 'coverage', 'full' or package.module:Class" in message
+    assert "or use 'paper', 'coverage', 'full', 'ahakv' or package.module:Class" in message
 
 
 @pytest.mark.parametrize("text", ["raise RuntimeError('two\\nlines')", "def (:", "import no_such"])

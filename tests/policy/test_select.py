@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastgen_vllm.config import CoverageOptions, FastGenConfig, PaperOptions
-from fastgen_vllm.policy import Coverage, Full, Ladder
+from fastgen_vllm.policy import AhaKV, Coverage, Full, Ladder, Selector
 from tests.policy.asked import selector_of
 from tests.profiles import make_profile, random_profile
 
@@ -90,6 +90,28 @@ def test_so_many_tokens_are_kept_to_one(num_tokens: int) -> None:
     profile = random_profile(2, 3, num_tokens)
     keep = coverage_of(config, num_tokens).choose(profile, 0.5).keep
     assert int(keep.sum()) == 6 * min(300, num_tokens)
+
+
+AHAKV = FastGenConfig(policy="ahakv", keep=0.3)
+
+
+@pytest.mark.parametrize(
+    ("config", "request_options", "expected"),
+    [
+        (AHAKV, {}, AhaKV(0.3)),
+        (AHAKV, {"fastgen_keep": 0.6}, AhaKV(0.6)),
+        (AHAKV, {"fastgen_keep_tokens": 100}, AhaKV(0.1)),
+        (FastGenConfig(), {"fastgen_keep": 0.6, "fastgen_policy": "ahakv"}, AhaKV(0.6)),
+        (AHAKV, {"fastgen_recovery": 0.9}, selector_of(FastGenConfig())),
+        (AHAKV, {"fastgen_policy": "coverage"}, selector_of(FastGenConfig(keep=0.3))),
+        (AHAKV, {"fastgen_policy": "full"}, Full()),
+    ],
+)
+def test_ahakv_and_what_a_request_asks_for(
+    config: FastGenConfig, request_options: dict[str, Any], expected: Selector
+) -> None:
+    """One that asks for what ahakv does not know gets coverage."""
+    assert selector_of(config, **request_options) == expected
 
 
 @pytest.mark.parametrize("configured", ["keep", "replace", 0.5])

@@ -89,6 +89,7 @@ def test_completion(client: openai.OpenAI) -> None:
         {"fastgen_keep": 0.3},
         {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
         {"fastgen_keep_tokens": 300},
+        {"fastgen_keep_tokens": 300, "fastgen_policy": "ahakv"},
     ],
 )
 def test_per_request_options(client: openai.OpenAI, extra: dict[str, object]) -> None:
@@ -113,6 +114,7 @@ BAD_OPTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"fastgen_generated": "drop"}, "fastgen_generated", "one of keep, replace, or a number"),
     ({"fastgen_generated": 1.5}, "fastgen_generated", "from 0 to 1"),
     ({"fastgen_policy": "best"}, "fastgen_policy", "one of paper, coverage, full"),
+    ({"fastgen_policy": "ahakv"}, "fastgen_policy", "give fastgen_keep or fastgen_keep_tokens"),
     ({"fastgen_policy": 1}, "fastgen_policy", "one of paper, coverage, full"),
     ({"fastgen_policy": {"a": 1}}, "fastgen_policy", "one of paper, coverage, full"),
     ({"fastgen_window": 3}, "fastgen_window", "known are fastgen, fastgen_recovery"),
