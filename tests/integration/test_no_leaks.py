@@ -33,6 +33,7 @@ EXTRAS = [
     {"fastgen_generated": 0.5},
     {"fastgen_generated": 1e-300},
     {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
+    {"fastgen_keep_tokens": 60, "fastgen_policy": "ahakv"},
 ]
 
 
