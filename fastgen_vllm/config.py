@@ -157,7 +157,7 @@ class FastGenConfig(_Options):
         "mass", description="mass: recovery >= T; l1: the paper's bound read as L1, >= (1+T)/2"
     )
     observe: Observe = Field(
-        256,
+        "replay",
         description="prompt queries profiled: 'last N' or 'all', as they were; or 'replay', all of "
         "them as if they were asked again from behind the prompt. Policy ahakv has its own",
     )

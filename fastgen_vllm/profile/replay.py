@@ -14,9 +14,9 @@ from torch import Tensor
 #: Tokens from behind which their own queries are replayed.
 BLOCK = 512
 #: Last queries of a prompt that are replayed from behind it, over all of its tokens.
-LAST = 256
+LAST = 128
 #: Keys, one of so many, that stand for all in the sums of a block's rows.
-SAMPLE = 8
+SAMPLE = 16
 
 
 def whole_blocks(num_tokens: int) -> int:

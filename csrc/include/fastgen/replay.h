@@ -7,7 +7,8 @@
 //   replay_rows    item = (head, tile of 32 queries): sums exponentials of the rows as they were
 //                  over the kNear tokens up to their own, of the turned rows over the sample, and
 //                  exactly over the keys of its own tile and the next one; these two tiles get the
-//                  energy. The row that finds a token is mostly the one before it.
+//                  energy. The row that finds a token is mostly the one before it. All scores of a
+//                  row lie side by side, so that one maximum and one sum serve them.
 //   replay_add     item = (head, tile of 32 tokens): adds the energy of two tiles of queries to the
 //                  tokens' values, beside their K and V.
 //
@@ -15,7 +16,7 @@
 //   turned rows   s s s s s  #  #   s s s s    #: all keys, and energy; s: the sample
 //   rows as is            n  n                 n: those at most kNear - 1 before the row's own
 //
-// Arithmetic for each row: D * (4 * 32 + sampled keys) products; with a step of 8 a fifth of what
+// Arithmetic for each row: D * (4 * 32 + sampled keys) products; with a step of 16 a sixth of what
 // the prefill's attention has at 1,024 tokens. Bytes: K once for the sample, the sample and four
 // tiles of K once for each 32 queries, from a cache.
 #pragma once
