@@ -22,7 +22,7 @@ def observation_of(observe: object, num_tokens: int) -> Observation:
         ("last 64", 1000, 64, 936),
         ("last 64", 10, 10, 0),
         ("all", 1000, 1000, 0),
-        ("replay", 1000, 256, 0),
+        ("replay", 1000, 128, 0),
         ("replay", 100, 100, 0),
     ],
 )
