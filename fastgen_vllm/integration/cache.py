@@ -90,8 +90,19 @@ class PerHeadManager(FullAttentionManager):
 
     def note_replayed(self, request_id: str, num_tokens: int) -> None:
         """The queries of a prompt's first tokens have been replayed, or will be in this step."""
-        row = self.req_to_blocks[request_id]
-        self._replayed.update(block.block_id for block in row[: num_tokens // self.block_size])
+        for block in self.req_to_blocks[request_id][: num_tokens // self.block_size]:
+            if block.block_id not in self._replayed:
+                self._replayed.add(block.block_id)
+                self._prefer(block)
+
+    def _prefer(self, block: KVCacheBlock) -> None:
+        """Have the prefix cache find this block before equal ones that were not replayed."""
+        cache, key = self.block_pool.cached_block_hash_to_block, block.block_hash
+        if key is None or not cache.contain(key, block.block_id):
+            return
+        while (first := cache.get_one_block(key)).block_id not in self._replayed:
+            cache.pop(key, first.block_id)
+            cache.insert(key, first)  # behind the others
 
     def num_replayed(self, row: Sequence[KVCacheBlock]) -> int:
         """Tokens of a row's first blocks whose queries have been replayed."""

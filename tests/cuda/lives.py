@@ -23,7 +23,7 @@ class Life:
     """One request in a runtime on either device: the same numbers on both.
 
     Args:
-        preset: a preset's name, or "replay".
+        preset: a preset's name.
     """
 
     def __init__(self, preset: str, device: torch.device) -> None:
@@ -31,9 +31,9 @@ class Life:
         self.device = device
         arena = self.normal(L, B, H, 2 * S, D)
         table = torch.arange(VOCABULARY, dtype=torch.int32) % 3
-        is_replay = preset == "replay"
-        config = load_config("quarter" if is_replay else preset)
-        config = config.model_copy(update={"force": True, "observe": "replay" if is_replay else 40})
+        config = load_config(preset)
+        observe = config.observe if config.observe == "replay" else 40
+        config = config.model_copy(update={"force": True, "observe": observe})
         angle = torch.arange(BLOCK + 1)[:, None] * 100.0 ** -torch.linspace(0, 1, D // 2)
         rotation = Rotation.of(angle.cos(), angle.sin(), interleaved=False)
         cache = arena if device.type == "cpu" else to_cuda_layout(arena)

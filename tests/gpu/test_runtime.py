@@ -8,7 +8,7 @@ from tests.cuda.lives import Life, live
 from tests.gpu.device import DEVICE
 
 
-@pytest.mark.parametrize("preset", ["full", "paper", "balanced", "quarter", "replay"])
+@pytest.mark.parametrize("preset", ["full", "paper", "balanced", "quarter"])
 def test_a_request_lives_as_on_the_cpu(preset: str) -> None:
     """The same plan, outputs, and positions in the end; sums in another order."""
     expected = list(live(Life(preset, torch.device("cpu")), lambda: 0))

@@ -62,7 +62,7 @@ def test_full_heads_answer_like_stock(
 
 
 @pytest.mark.parametrize(
-    ("preset", "observe"), [("paper", 256), ("balanced", 256), ("balanced", "replay")]
+    ("preset", "observe"), [("paper", 64), ("balanced", 256), ("balanced", "replay")]
 )
 def test_compressed_heads_are_those_of_the_cpu(
     preset: str, observe: int | str, tiny_llama: Path

@@ -70,7 +70,7 @@ def cached(engine: Engine) -> int:
 
 
 def test_the_same_prompt_again(engine: Engine, prompt: list[int], alone: Any) -> None:
-    """Its first block is found, with what its queries read; the last 256 queries are asked anew."""
+    """Its first block is found, with what its queries read; the last 128 queries are asked anew."""
     engine.add(prompt, **PARAMS)
     engine.run()
     assert kept(engine, engine.add(prompt, **PARAMS)) == alone
@@ -86,10 +86,13 @@ def test_another_prompt_with_its_beginning(engine: Engine, prompt: list[int], al
 
 
 def test_a_beginning_that_nobody_replayed(engine: Engine, prompt: list[int], alone: Any) -> None:
+    """It is computed again, once: the copy that was replayed is found before the other."""
     engine.add(prompt, **PARAMS, extra_args=OFF)
     engine.run()
-    assert kept(engine, engine.add(prompt, **PARAMS)) == alone
-    assert cached(engine) == 0
+    for found in (0, 512):
+        assert kept(engine, engine.add(prompt, **PARAMS)) == alone
+        assert cached(engine) == found
+        engine.run()
 
 
 AHAKV = {"fastgen_policy": "ahakv", "fastgen_keep": 0.3}
