@@ -16,7 +16,8 @@ from fastgen_vllm.models.lckv.config import LCKVLlamaConfig
 from fastgen_vllm.models.lckv.layer_types import LayerTypes
 from tests.integration import flash
 from tests.integration.engine import BLOCK_SIZE as S
-from tests.integration.engine import Finished, engine_config, generate
+from tests.integration.engine import Engine, Finished, engine_config, generate
+from tests.integration.test_determinism import kept
 from tests.integration.tiny import random_prompts
 from tests.models.lckv import Definition, save_lckv
 
@@ -172,6 +173,27 @@ def test_full_heads_answer_as_without_fastgen(
     ours, engine = generate(engine_config(model, load_config("full"), **OPTIONS), prompts, **params)
     assert [f.tokens for f in ours] == [f.tokens for f in stock]
     assert engine.stats.compactions == len(prompts)
+
+
+def test_replayed_queries_of_all_readers_rank_an_owners_tokens(tmp_path: Path) -> None:
+    """Queries wait for each layer that reads: the same tokens are kept in any chunks."""
+    model = save_lckv(tmp_path, LAYOUTS["w2"], forward_passes=256)
+    prompt = random_prompts([700])[0]
+    fastgen = FastGenConfig(keep=0.3, min_answer=1, force=True)
+    assert fastgen.observe == "replay"
+    found = []
+    for budget in (64, 256):
+        config = engine_config(
+            model, fastgen, **OPTIONS, max_num_batched_tokens=budget, max_num_seqs=4
+        )
+        engine = Engine(config)
+        try:
+            found.append(kept(engine, engine.add(prompt, **PARAMS)))
+        finally:
+            engine.close()
+    assert found[0] == found[1]
+    held = [len(positions) for layer in found[0] for positions in layer]
+    assert sum(held) == pytest.approx(0.3 * 700 * len(held), rel=0.02) and min(held) < max(held)
 
 
 def test_the_published_configuration_serves(tmp_path: Path) -> None:
