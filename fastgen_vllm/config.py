@@ -83,7 +83,7 @@ HeadWeights = Annotated[
     AfterValidator(_check_rows),
 ]
 Observe = Annotated[
-    Literal["all", "replay"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
+    Literal["all", "replay", "exact replay"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
 ]
 
 
@@ -104,7 +104,7 @@ class PaperOptions(_Options):
 class CoverageOptions(_Options):
     """Options of the ``coverage`` policy."""
 
-    recent: float = Field(0.3, ge=0, le=1, description="share of kept tokens that are recent")
+    recent: float = Field(0.1, ge=0, le=1, description="share of kept tokens that are recent")
     sinks: int = Field(4, ge=0, description="first tokens of the prompt, always kept")
     least: float = Field(
         0, ge=0, le=1, description="kept share of the prompt that `recovery` does not go below"
@@ -159,7 +159,8 @@ class FastGenConfig(_Options):
     observe: Observe = Field(
         "replay",
         description="prompt queries profiled: 'last N' or 'all', as they were; or 'replay', all of "
-        "them as if they were asked again from behind the prompt. Policy ahakv has its own",
+        "them as if they were asked again from behind the prompt ('exact replay': their sums "
+        "are over all keys, not over every 16th). Policy ahakv has its own",
     )
     min_prompt: int = Field(
         0, ge=0, description="prompts of fewer tokens are served uncompressed, answers included"

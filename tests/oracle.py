@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
-from fastgen_vllm.profile.replay import BLOCK, SAMPLE
+from fastgen_vllm.profile.replay import BLOCK
 
 
 def pooled(of_query_heads: Tensor, pool: str) -> Tensor:
@@ -124,14 +124,14 @@ class Decoder:
         return self.num_q_heads // self.num_kv_heads
 
     def prefill(
-        self, tokens: list[int], num_observed: int, pool: str = "mean", *, replay: bool = False
+        self, tokens: list[int], num_observed: int, pool: str = "mean", *, replay: int = 0
     ) -> Tensor:
         """Run a prompt; return [V] logprobs after it. Keeps every token in every head.
 
         Args:
             num_observed: last queries whose attention is summed.
-            replay: they are asked from behind the prompt, and those of every block of 512 tokens
-                from behind it.
+            replay: if not 0, they are asked from behind the prompt, and those of every block of 512
+                tokens from behind it, one of so many keys standing for all.
         """
         count = len(tokens)
         self.attention, self.energy, self.value_norm = torch.zeros(
@@ -148,7 +148,7 @@ class Decoder:
                 score = torch.einsum("qgd,kd->gqk", queries, key[:, index]) * self.scale
                 probability = score.masked_fill(~allowed, -math.inf).softmax(-1)
                 if replay:
-                    self._replay(layer, index, hidden, key[:, index], num_observed, pool)
+                    self._replay(layer, index, hidden, key[:, index], num_observed, pool, replay)
                 else:
                     seen = probability[:, count - num_observed :]
                     self.attention[layer, index] = pooled(seen, pool).sum(0)
@@ -162,14 +162,21 @@ class Decoder:
         return self._logprobs(hidden[-1])
 
     def _replay(
-        self, layer: int, index: int, hidden: Tensor, key: Tensor, num_last: int, pool: str
+        self,
+        layer: int,
+        index: int,
+        hidden: Tensor,
+        key: Tensor,
+        num_last: int,
+        pool: str,
+        sample: int,
     ) -> None:
         """Sum what queries read that are embedded as if they stood behind all keys."""
         count = len(hidden)
         energy = torch.zeros(count)
         for first in range(0, count, BLOCK):
             last = min(first + BLOCK, count)
-            p = self._behind(layer, index, hidden, key[:last], first, SAMPLE)  # [G, W, last]
+            p = self._behind(layer, index, hidden, key[:last], first, sample)  # [G, W, last]
             tile = torch.arange(last) // 32 - torch.arange(first, last)[:, None] // 32
             p = p * ((tile == 0) | (tile == 1))
             energy[:last] += pooled(p * p, pool).sum(0)

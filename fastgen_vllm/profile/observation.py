@@ -32,11 +32,11 @@ class Observation:
             visible = num_tokens - (num_observed - 1) / 2  # to the average query
             sharpness = entropy_sharpness(visible, goal.share * num_tokens)
             return cls(num_tokens, num_observed, sharpness=sharpness)
+        if isinstance(config.observe, int):
+            return cls(num_tokens, min(config.observe, num_tokens))
         if config.observe == "all":
             return cls(num_tokens, num_tokens)
-        if config.observe == "replay":
-            return cls(num_tokens, min(LAST, num_tokens), is_replay=True)
-        return cls(num_tokens, min(config.observe, num_tokens))
+        return cls(num_tokens, min(LAST, num_tokens), is_replay=True)
 
     def __str__(self) -> str:
         """For the start-up line."""
@@ -65,4 +65,4 @@ def entropy_sharpness(visible: float, budget: float) -> float:
 
 def may_replay(config: FastGenConfig) -> bool:
     """Whether there are prompts that are replayed."""
-    return config.observe == "replay"
+    return config.observe in ("replay", "exact replay")

@@ -74,6 +74,7 @@ class FastGenRuntime:
         self._decode_attention = decode_attention
         self._pin_memory = pin_memory
         self._rotation = rotation
+        self._sample = 1 if config.observe == "exact replay" else SAMPLE
         self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
@@ -380,7 +381,7 @@ class FastGenRuntime:
             if asked.is_last:
                 ops.replayed_mass(*arguments, rows.attention[layer], rows.energy[layer])
             else:
-                ops.replay(*arguments, SAMPLE, self._values)
+                ops.replay(*arguments, self._sample, self._values)
 
     def store(self, layer: int, key: Tensor, value: Tensor, rows: DecodeRows) -> None:
         """Store the new tokens of compacted requests.

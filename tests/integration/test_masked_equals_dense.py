@@ -12,6 +12,7 @@ from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.lifecycle import CompactionPlan, plan_compaction
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.profile.observation import Observation
+from fastgen_vllm.profile.replay import SAMPLE
 from fastgen_vllm.request import RequestOptions
 from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
 from tests.integration.tiny import random_prompts
@@ -59,6 +60,7 @@ CONFIGS = {
     "replay-max": FastGenConfig(
         policy="coverage", recovery=0.7, observe="replay", force=True, pool="max"
     ),
+    "exact replay": FastGenConfig(policy="coverage", keep=0.3, observe="exact replay", force=True),
     "share-generated": FastGenConfig(
         policy="coverage",
         keep=0.3,
@@ -116,7 +118,8 @@ def compare(
 
     oracle = Decoder(model)
     asked = Observation.of(config, RequestOptions(), len(prompt))
-    logprobs = oracle.prefill(prompt, asked.num_observed, config.pool, replay=asked.is_replay)
+    sample = (1 if config.observe == "exact replay" else SAMPLE) if asked.is_replay else 0
+    logprobs = oracle.prefill(prompt, asked.num_observed, config.pool, replay=sample)
     token_class = table[torch.tensor(prompt)]
     profile = PromptProfile(
         attention=oracle.attention,
@@ -174,7 +177,7 @@ def test_random_model(name: str, model: str, request: pytest.FixtureRequest) -> 
     assert plan.kept_share < 1.0, "nothing was freed: the test compares nothing"
 
 
-@pytest.mark.parametrize("name", ["replay", "replay-max"])
+@pytest.mark.parametrize("name", ["replay", "replay-max", "exact replay"])
 @pytest.mark.parametrize("chunk", [64, 256, 300, 2048])
 def test_replay_of_several_blocks(name: str, chunk: int, tiny_llama: Path) -> None:
     """The last block is short, and the last queries are of two blocks."""
