@@ -83,7 +83,8 @@ HeadWeights = Annotated[
     AfterValidator(_check_rows),
 ]
 Observe = Annotated[
-    Literal["all", "replay", "exact replay"] | Annotated[int, Field(ge=1)], BeforeValidator(_parse_observe)
+    Literal["all", "replay", "exact replay"] | Annotated[int, Field(ge=1)],
+    BeforeValidator(_parse_observe),
 ]
 
 

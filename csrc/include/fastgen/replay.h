@@ -163,14 +163,14 @@ static void replay_rows_of(const ReplayArgs& a, int head, int tile, float* works
     for (int i = 0; i < padded; ++i) {
       const int other = a.sample_step == 1 ? from + i : sampled_token(a, from + i);
       const bool counts = other < end && (other < token || other >= token + kExact);
-      bias[kOthers + i] = !counts                                       ? kLowest
+      bias[kOthers + i] = !counts                                   ? kLowest
                           : from + i < kSinks || a.sample_step == 1 ? 0.f
                                                                     : a.sample_bias;
     }
     for (int i = 0; i < padded; i += kTile) {
       const bool is_all = a.sample_step == 1;
-      const T* k = is_all ? prompt_tile<T>(a, head, from + i)
-                          : sample_tile<T>(a, head, (from + i) / kTile);
+      const T* k =
+          is_all ? prompt_tile<T>(a, head, from + i) : sample_tile<T>(a, head, (from + i) / kTile);
       dot(turned, k, is_all ? slots : kTile, others + i);
     }
     if (a.sample_step == 1 && width < padded) {  // slots without a token may hold NaN
@@ -182,7 +182,8 @@ static void replay_rows_of(const ReplayArgs& a, int head, int tile, float* works
   }
 
   float* inverses = sums.next;  // [rows]
-  for (int row = 0; row < most_rows; row += kLanes) save(inverses + row, 1.f / load(sums.totals + row));
+  for (int row = 0; row < most_rows; row += kLanes)
+    save(inverses + row, 1.f / load(sums.totals + row));
   float* parts = a.parts + (static_cast<int64_t>(head) * replay_tiles(a) + tile) * kExact;
   const float* exact = scores + kNear;
   for (int t = 0; t < kExact; t += kLanes) {
