@@ -134,8 +134,9 @@ def test_recovery_decides_unless_a_share_is_given() -> None:
     assert FastGenConfig().keep is None
 
 
-def test_three_tenths_of_what_is_kept_are_recent_by_default() -> None:
-    assert FastGenConfig().coverage.recent == 0.3
+def test_prompts_are_replayed_and_a_tenth_of_what_is_kept_is_recent_by_default() -> None:
+    config = FastGenConfig()
+    assert (config.observe, config.coverage.recent) == ("replay", 0.1)
 
 
 def test_rungs_can_be_left_out() -> None:
