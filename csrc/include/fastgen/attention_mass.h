@@ -71,7 +71,7 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
   const int first = a.first_position + block.first_query;
   if (a.is_replay) {
     float* near_scores = block.inverses + 2 * static_cast<int64_t>(a.block_queries) * group * d;
-    // Of whole tiles, from that of the first row's first near token on; -1 is before the prompt.
+    // Of whole tiles, from the first row's first near token on; that tile may precede all.
     const int before = first < kNear - 1 ? -kTile : (first - kNear + 1) / kTile * kTile;
     if (before < 0) no_scores(near_scores, num_rows, kMostNear, kTile);
     for (int token = before < 0 ? 0 : before; token < first + block.num_queries; token += kTile) {
