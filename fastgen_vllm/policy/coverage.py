@@ -51,12 +51,10 @@ class Coverage(Selector):
     def _fewest(self, recovery: float, profile: PromptProfile) -> Important:
         """Bisect, to one token a head: recovery grows with the budget, as kept sets are nested."""
         num_heads = profile.attention[..., 0].numel()
-        mass = profile.mass.flatten()[profile.by_importance]
         low, high = math.ceil(self.least * profile.num_tokens), profile.num_tokens
         while recovery < 1 and low < high:
             middle = (low + high) // 2
-            kept = self._spend(middle * num_heads, profile).keep_ranked(profile)
-            if float(mass @ kept.float()) >= recovery * num_heads:
+            if self._spend(middle * num_heads, profile).recovery(profile) >= recovery:
                 high = middle
             else:
                 low = middle + 1

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ class Important(Policy):
     tokens and sinks are StreamingLLM's (arXiv 2309.17453). docs/fidelity.md says what each gains.
 
     Attributes:
-        total: tokens to keep, summed over layers and heads.
+        total: tokens to keep, summed over layers and heads; at most all.
         recent: most recent tokens, kept by every head.
         sinks: first tokens, kept by every head.
         generated: slots that a head gains for every generated token, from 0 to 1, rounded up to
@@ -39,16 +40,36 @@ class Important(Policy):
         return "coverage"
 
     def keep(self, profile: PromptProfile) -> Tensor:
-        keep = torch.empty(profile.attention.numel(), dtype=torch.bool)
-        keep[profile.by_importance] = self.keep_ranked(profile)
-        return keep.view(profile.attention.shape)
+        num_ranked, _ = self._divide(profile)
+        keep = profile.rank < num_ranked
+        for tokens in self._fixed(profile):
+            keep[..., tokens] = True
+        return keep
 
-    def keep_ranked(self, profile: PromptProfile) -> Tensor:
-        """[L*H*N] bool, the same in the order of :attr:`PromptProfile.by_importance`."""
-        position = profile.position_by_importance
-        fixed = (position < self.sinks) | (position >= profile.num_tokens - self.recent)
-        left = self.total - int(fixed.sum())
-        return fixed | ((~fixed).cumsum(0, dtype=torch.int32) <= left)
+    def recovery(self, profile: PromptProfile) -> float:
+        """Share of attention mass on the kept tokens, averaged over heads."""
+        num_ranked, others = self._divide(profile)
+        before = profile.mass_before
+        mass = before[num_ranked] + (before[others + 1] - before[others]).sum()
+        return float(mass) / profile.attention[..., 0].numel()
+
+    def _fixed(self, profile: PromptProfile) -> tuple[slice, slice]:
+        """Positions that every head keeps."""
+        recent = max(self.sinks, profile.num_tokens - self.recent)
+        return slice(self.sinks), slice(recent, None)
+
+    def _divide(self, profile: PromptProfile) -> tuple[int, Tensor]:
+        """How many of the highest ranks are kept, and the lower ranks of first and recent tokens.
+
+        Returns:
+            (number, [F] int64)
+        """
+        fixed = [profile.rank[..., tokens].flatten() for tokens in self._fixed(profile)]
+        ranks = torch.from_numpy(np.sort(torch.cat(fixed).numpy())).long()
+        left = self.total - len(ranks)
+        competing = ranks - torch.arange(len(ranks))  # tokens above each that are not fixed
+        above = int(torch.searchsorted(competing, left))
+        return max(0, left) + above, ranks[above:]
 
     @property
     def rule(self) -> StoreRule:

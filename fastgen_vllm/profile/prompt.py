@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastgen_vllm.profile.importance import importance, largest_first
 
@@ -55,9 +56,17 @@ class PromptProfile:
         return largest_first(rated.flatten())
 
     @cached_property
-    def position_by_importance(self) -> Tensor:
-        """[L*H*N] int32, positions of the tokens of :attr:`by_importance`."""
-        return (self.by_importance % self.num_tokens).int()
+    def rank(self) -> Tensor:
+        """[L, H, N] int32, where each token stands in :attr:`by_importance`."""
+        rank = torch.empty(self.attention.numel(), dtype=torch.int32)
+        rank[self.by_importance] = torch.arange(len(rank), dtype=torch.int32)
+        return rank.view(self.attention.shape)
+
+    @cached_property
+    def mass_before(self) -> Tensor:
+        """[L*H*N + 1] float64, mass of the first so many tokens of :attr:`by_importance`."""
+        ranked = self.mass.flatten()[self.by_importance]
+        return pad(ranked.cumsum(0, dtype=torch.float64), (1, 0))
 
     def num_viewers(self) -> Tensor:
         """[N] int64, how many observed queries could see each token."""

@@ -47,6 +47,33 @@ def test_important_spends_the_rest_on_the_most_important_of_all_heads() -> None:
     ]
 
 
+@given(SHAPES, FIXED, st.floats(0, 1), st.integers(0, 99))
+@property_test
+def test_recovery_is_the_mass_of_what_is_kept(
+    shape: tuple[int, int, int], fixed: tuple[float, int], share: float, seed: int
+) -> None:
+    profile = random_profile(*shape, seed=seed)
+    total, recent = round(share * profile.attention.numel()), round(fixed[0] * shape[2])
+    policy = Important(total, recent, fixed[1], generated=0.0)
+    expected = profile.recovery(policy.keep(profile)).mean()
+    assert policy.recovery(profile) == pytest.approx(float(expected), abs=ROUNDING)
+
+
+@given(SHAPES, FIXED, st.floats(0, 1), st.integers(0, 99))
+@property_test
+def test_total_is_spent_unless_fixed_tokens_are_more(
+    shape: tuple[int, int, int], fixed: tuple[float, int], share: float, seed: int
+) -> None:
+    profile = random_profile(*shape, seed=seed)
+    position = torch.arange(shape[2])
+    total, recent = round(share * profile.attention.numel()), round(fixed[0] * shape[2])
+    is_fixed = (position < fixed[1]) | (position >= shape[2] - recent)
+    num_fixed = int(is_fixed.sum()) * shape[0] * shape[1]
+    keep = Important(total, recent, fixed[1], generated=0.0).keep(profile)
+    assert bool(keep[..., is_fixed].all())
+    assert int(keep.sum()) == max(total, num_fixed)
+
+
 def test_budget_follows_the_head() -> None:
     focused = [5.0] + [0.0] * 9
     spread = [1.0] * 10
