@@ -230,8 +230,7 @@ class Checks {
   }
 
   // Queries of a prompt, which meet its keys in one layer: what all such calls have in common.
-  template <typename Args>
-  void queries(Args& a, const Tensor& query, int64_t layer, const Tensor& block_row,
+  void queries(PromptQueries& a, const Tensor& query, int64_t layer, const Tensor& block_row,
                int64_t first_position, double scale, const std::string& pool) const {
     a.pool = arena();
     this->layer(layer, a.pool);

@@ -64,8 +64,7 @@ struct QueryRows {
   __device__ __forceinline__ QueryRows(const T* data, int64_t stride, int count)
       : data(data), stride(stride), count(count) {}
 
-  template <typename Args>
-  __device__ __forceinline__ QueryRows(const Args& a, int query_head, int first)
+  __device__ __forceinline__ QueryRows(const PromptQueries& a, int query_head, int first)
       : data(reinterpret_cast<const T*>(a.query) + first * a.query_token_stride +
              query_head * a.query_head_stride),
         stride(a.query_token_stride),
@@ -139,8 +138,9 @@ struct QueryTile<float, kHeadSize> {
 
 // Begins to copy the keys of tokens [first, first + 64) of a head, those below `end`; the block's
 // threads together. Rows of other tokens become zeros.
-template <typename T, int kHeadSize, typename Args>
-__device__ __forceinline__ void fetch_keys(const Args& a, int head, int first, int end, T* keys) {
+template <typename T, int kHeadSize>
+__device__ __forceinline__ void fetch_keys(const PromptQueries& a, int head, int first, int end,
+                                           T* keys) {
   const int vectors = a.pool.head_size / Vector<T>::kSize, slots = a.pool.page_slots;
   for (int i = threadIdx.x; i < kTokenTile * vectors; i += kMassThreads) {
     const int token = first + i / vectors, element = i % vectors * Vector<T>::kSize;

@@ -23,7 +23,7 @@ from fastgen_vllm.integration.options import config_of, wants_metrics
 from fastgen_vllm.integration.progress import RequestProgress
 from fastgen_vllm.integration.summary import RequestSummary
 from fastgen_vllm.pages.size import StreamSize, cdiv
-from fastgen_vllm.profile.observation import Observation
+from fastgen_vllm.profile.observation import Observation, may_replay
 from fastgen_vllm.profile.replay import BLOCK, whole_blocks
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import external_id
@@ -92,6 +92,8 @@ class PerHeadScheduling(Scheduler):
 
     def _note_replayed(self, output: SchedulerOutput, manager: PerHeadManager) -> None:
         """Remember which blocks of prompts have been replayed once this step is over."""
+        if not may_replay(self._fastgen):
+            return
         for request_id in output.num_scheduled_tokens:
             if self._progress[request_id].is_replaying:
                 request = self.requests[request_id]

@@ -6,7 +6,7 @@ from typing import Final
 
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.goal import Goal
-from fastgen_vllm.profile.replay import LAST
+from fastgen_vllm.profile.replay import LAST, SAMPLE
 from fastgen_vllm.request import RequestOptions
 
 #: Last queries of a prompt that policy ahakv goes by.
@@ -20,6 +20,7 @@ class Observation:
     num_tokens: int  # N
     num_observed: int  # W, last queries whose attention to all tokens is summed
     is_replay: bool = False  # all queries are asked again, the last W from behind the prompt
+    sample: int = 1  # of a replay: keys, one of so many, that stand for all in a row's sum
     sharpness: float = 1.0  # factor of the model's own scale of scores
 
     @classmethod
@@ -36,7 +37,8 @@ class Observation:
             return cls(num_tokens, min(config.observe, num_tokens))
         if config.observe == "all":
             return cls(num_tokens, num_tokens)
-        return cls(num_tokens, min(LAST, num_tokens), is_replay=True)
+        sample = 1 if config.observe == "exact replay" else SAMPLE
+        return cls(num_tokens, min(LAST, num_tokens), is_replay=True, sample=sample)
 
     def __str__(self) -> str:
         """For the start-up line."""
@@ -65,4 +67,4 @@ def entropy_sharpness(visible: float, budget: float) -> float:
 
 def may_replay(config: FastGenConfig) -> bool:
     """Whether there are prompts that are replayed."""
-    return config.observe in ("replay", "exact replay")
+    return not isinstance(config.observe, int) and config.observe != "all"

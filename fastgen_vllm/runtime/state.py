@@ -16,7 +16,7 @@ from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.prompt import PromptProfile
-from fastgen_vllm.profile.replay import SAMPLE, Rotation, whole_blocks
+from fastgen_vllm.profile.replay import Rotation, whole_blocks
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import ExpectedPlans, HeadTotals
 from fastgen_vllm.runtime.messages import (
@@ -74,7 +74,6 @@ class FastGenRuntime:
         self._decode_attention = decode_attention
         self._pin_memory = pin_memory
         self._rotation = rotation
-        self._sample = 1 if config.observe == "exact replay" else SAMPLE
         self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
@@ -311,9 +310,8 @@ class FastGenRuntime:
             begin + high - first,
             low,
             block_row,
-            request.num_prompt,
-            request.observation.sharpness,
-            request.waiting if is_replay else None,
+            request.observation,
+            request.waiting,
         )
 
     def _clear_values(self, block_row: Tensor, low: int, high: int, num_prompt: int) -> None:
@@ -346,7 +344,7 @@ class FastGenRuntime:
         """
         start = time.perf_counter()
         for rows in work.observed:
-            if rows.waiting is not None:
+            if rows.observation.is_replay:
                 self._replay(layer, query[rows.begin : rows.end], scale, rows, (layer, reader))
                 continue
             begin, first = rows.begin, rows.first_position
@@ -361,7 +359,7 @@ class FastGenRuntime:
                 layer,
                 rows.block_row,
                 first,
-                scale * rows.sharpness,
+                scale * rows.observation.sharpness,
                 self._config.pool,
                 rows.attention[layer],
                 rows.energy[layer],
@@ -371,8 +369,9 @@ class FastGenRuntime:
     def _replay(
         self, layer: int, query: Tensor, scale: float, rows: ObservedRows, reader: Hashable
     ) -> None:
-        assert rows.waiting is not None and self._rotation is not None
-        for asked in replayed(query, rows.first_position, rows.num_prompt, reader, rows.waiting):
+        assert self._rotation is not None
+        num_prompt = rows.observation.num_tokens
+        for asked in replayed(query, rows.first_position, num_prompt, reader, rows.waiting):
             turn = self._rotation.table[len(asked.query)]
             arguments = (
                 *(asked.query, self._arena, layer, rows.block_row, asked.first_position, scale),
@@ -381,7 +380,7 @@ class FastGenRuntime:
             if asked.is_last:
                 ops.replayed_mass(*arguments, rows.attention[layer], rows.energy[layer])
             else:
-                ops.replay(*arguments, self._sample, self._values)
+                ops.replay(*arguments, rows.observation.sample, self._values)
 
     def store(self, layer: int, key: Tensor, value: Tensor, rows: DecodeRows) -> None:
         """Store the new tokens of compacted requests.

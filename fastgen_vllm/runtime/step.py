@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.runtime.replayed import Waiting
 
 
@@ -16,9 +17,8 @@ class ObservedRows(NamedTuple):
     end: int
     first_position: int
     block_row: Tensor  # [blocks] int32
-    num_prompt: int  # N
-    sharpness: float  # factor of the model's own scale of scores
-    waiting: Waiting | None  # queries that wait to be replayed; None: they are taken as they are
+    observation: Observation
+    waiting: Waiting  # queries that wait to be replayed
 
 
 class DecodeRows(NamedTuple):

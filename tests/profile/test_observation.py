@@ -24,13 +24,19 @@ def observation_of(observe: object, num_tokens: int) -> Observation:
         ("all", 1000, 1000, 0),
         ("replay", 1000, 128, 0),
         ("replay", 100, 100, 0),
+        ("exact replay", 1000, 128, 0),
     ],
 )
 def test_observed_queries(observe: str, num_tokens: int, observed: int, asked_from: int) -> None:
     found = observation_of(observe, num_tokens)
     assert (found.num_observed, found.first_asked) == (observed, asked_from)
     assert found.first_observed == num_tokens - observed
-    assert found.is_replay == (observe == "replay")
+    assert found.is_replay == ("replay" in observe)
+
+
+@pytest.mark.parametrize(("observe", "sample"), [("replay", 16), ("exact replay", 1)])
+def test_replay_sums_over_a_sample_unless_asked_for_exact_sums(observe: str, sample: int) -> None:
+    assert observation_of(observe, 1000).sample == sample
 
 
 @pytest.mark.parametrize("observe", ["replay", "all", 64])
@@ -43,7 +49,7 @@ def test_ahakv_sharpens_the_last_queries_of_its_own(
     config = FastGenConfig(policy="ahakv", keep_tokens=10, observe=observe)
     found = Observation.of(config, RequestOptions(), num_tokens)
     sharpness = math.sqrt(2 * math.log(visible / 10))
-    assert found == Observation(num_tokens, observed, False, pytest.approx(sharpness))
+    assert found == Observation(num_tokens, observed, sharpness=pytest.approx(sharpness))
 
 
 def test_a_request_has_its_own() -> None:

@@ -49,7 +49,8 @@ struct Turn {
   bool interleaved;     // a pair is columns 2i and 2i + 1, not i and i + pairs
 };
 
-struct AttentionMassArgs {
+// Queries of one prompt, in one layer.
+struct PromptQueries {
   PagePool pool;
   const char* query;  // [W, H*G, D]
   int64_t query_token_stride;
@@ -61,8 +62,11 @@ struct AttentionMassArgs {
   BlockRow block_row;
   float scale;
   Pooling pooling;
+  Turn turn;  // of a replay
+};
+
+struct AttentionMassArgs : PromptQueries {
   bool is_replay;        // queries are turned and see all keys, and their own near ones as well
-  Turn turn;             // of a replay
   int block_queries;     // queries of one item
   int64_t score_stride;  // floats between the rows of a block's scores
   float* mass;           // [H, >= first_position + W]
@@ -81,19 +85,8 @@ constexpr int kMostHeadSize = 1024;
 // apart would crowd the same sets.
 constexpr int kReplayRow = 12 * kTile + 16;
 
-struct ReplayArgs {
-  PagePool pool;
-  const char* query;  // [W, H*G, D]
-  int64_t query_token_stride;
-  int64_t query_head_stride;
-  int num_queries;     // W
-  int group_size;      // G
-  int first_position;  // position of query 0, a multiple of kTile
-  int layer;
-  BlockRow block_row;
-  float scale;
-  Pooling pooling;
-  Turn turn;
+// Query 0 is at a multiple of kTile.
+struct ReplayArgs : PromptQueries {
   int sample_step;    // 1: all keys
   float sample_bias;  // its logarithm
   int sample_tiles;   // of kTile keys

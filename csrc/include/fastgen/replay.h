@@ -79,11 +79,11 @@ struct RowSums {
   int num_rows;
 };
 
-// Adds exp(scale * score + bias) of a few columns of all rows, and leaves it in place, relative to
-// the new maximum. Rows are taken by steps, each over all of them: a step of a row waits for no
-// other row, and what is done once for a row is done for kLanes rows.
+// Adds exp(scale * score + bias) of a few columns of all rows; those of the first `kept` stay in
+// place, relative to the new maximum. Rows are taken by steps, each over all of them: a step of a
+// row waits for no other row, and what is done once for a row is done for kLanes rows.
 static void add_exponentials(const RowSums& sums, float* scores, float scale, const float* bias,
-                             int count) {
+                             int count, int kept) {
   const int whole = (sums.num_rows + kLanes - 1) / kLanes * kLanes;
   for (int row = 0; row < sums.num_rows; ++row) {
     const float* from = scores + row * kReplayRow;
@@ -102,11 +102,14 @@ static void add_exponentials(const RowSums& sums, float* scores, float scale, co
     float* from = scores + row * kReplayRow;
     const float most = sums.most[row];
     Floats total = {};
-    for (int t = 0; t < count; t += kLanes) {
+    const auto exponential = [&](int t) {
       const Floats e = exp_nonpositive(load(from + t) * scale + load(bias + t) - most);
-      save(from + t, e);
       total += e;
-    }
+      return e;
+    };
+    int t = 0;
+    for (; t < kept; t += kLanes) save(from + t, exponential(t));
+    for (; t < count; t += kLanes) exponential(t);
     sums.totals[row] += reduce_sum(total);
   }
 }
@@ -178,7 +181,8 @@ static void replay_rows_of(const ReplayArgs& a, int head, int tile, float* works
     }
     const bool is_last = from + kMostOthers >= count;
     const int skipped = is_last ? 0 : kOthers;
-    add_exponentials(sums, scores + skipped, a.scale, bias + skipped, kOthers - skipped + padded);
+    const int columns = kOthers + (width + kLanes - 1) / kLanes * kLanes - skipped;
+    add_exponentials(sums, scores + skipped, a.scale, bias + skipped, columns, kOthers - skipped);
   }
 
   float* inverses = sums.next;  // [rows]

@@ -10,11 +10,7 @@ namespace FASTGEN_ISA {
 constexpr int kMostNear = 4 * kTile;  // scores among which the near ones of a few queries are
 
 // Lanes of a vector that begins at token t whose tokens are seen.
-FASTGEN_INLINE Ints seen_lanes(int t, int valid) {
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < Ints{} + (valid - t);
-}
+FASTGEN_INLINE Ints seen_lanes(int t, int valid) { return lane_numbers() < Ints{} + (valid - t); }
 
 // One row's softmax over [0, end), end a multiple of kTile, of which `valid` are seen: leaves
 // exp(scale * score - maximum) in place, 0 where unseen, and returns 1 / their sum. What is unseen
@@ -74,8 +70,8 @@ FASTGEN_INLINE void turn_row(const Turn& turn, float* row) {
 }
 
 // rows[q * G + g, :] = the queries of a head, as they are and turned.
-template <typename T, typename R, typename Args>
-FASTGEN_INLINE void load_queries(const Args& a, int head, int first, int count, R* rows,
+template <typename T, typename R>
+FASTGEN_INLINE void load_queries(const PromptQueries& a, int head, int first, int count, R* rows,
                                  R* turned) {
   const int d = a.pool.head_size;
   float row[kMostHeadSize];

@@ -121,23 +121,28 @@ FASTGEN_INLINE void narrow(float x, Half* to) {
 FASTGEN_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 FASTGEN_INLINE Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
 
-// x with lane i taken from lane i ^ distance: a butterfly is log2(kLanes) of these.
-FASTGEN_INLINE Floats swap_lanes(Floats x, int distance) {
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i ^ distance;
-  return __builtin_shuffle(x, lane);
+// 0, 1, ..., from memory that the compiler knows: written lane by lane it would be made at run
+// time.
+FASTGEN_INLINE Ints lane_numbers() {
+  static constexpr int32_t kNumbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  static_assert(sizeof(Ints) <= sizeof(kNumbers), "more lanes than numbers");
+  Ints lanes;
+  __builtin_memcpy(&lanes, kNumbers, sizeof(lanes));
+  return lanes;
+}
+
+// Joins all lanes: at each distance, lane i with lane i ^ distance.
+template <int kDistance = kLanes / 2, typename Join>
+FASTGEN_INLINE float reduce(Floats x, const Join& join) {
+  join(x, __builtin_shuffle(x, lane_numbers() ^ kDistance));
+  if constexpr (kDistance > 1) return reduce<kDistance / 2>(x, join);
+  return x[0];
 }
 FASTGEN_INLINE float reduce_max(Floats x) {
-#pragma GCC unroll 4
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    x = maximum(x, swap_lanes(x, distance));
-  }
-  return x[0];
+  return reduce(x, [](Floats& a, const Floats& b) { a = maximum(a, b); });
 }
 FASTGEN_INLINE float reduce_sum(Floats x) {
-#pragma GCC unroll 4
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += swap_lanes(x, distance);
-  return x[0];
+  return reduce(x, [](Floats& a, const Floats& b) { a += b; });
 }
 
 // e^x for x <= 0, relative error about 1e-7; exactly 0 below the least normal result.
