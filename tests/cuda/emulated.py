@@ -128,6 +128,7 @@ _QUERIES = (
     ("block_row", BlockRow),
     ("scale", ctypes.c_float),
     ("pooling", Int),
+    ("turn", Turn),
 )
 
 
@@ -135,7 +136,6 @@ class AttentionMassCall(ctypes.Structure):
     _fields_ = (
         *_QUERIES,
         ("is_replay", ctypes.c_bool),
-        ("turn", Turn),
         ("block_queries", Int),  # the CPU's
         ("score_stride", Long),  # the CPU's
         ("mass", Pointer),
@@ -153,7 +153,6 @@ class ReplayedMassCall(ctypes.Structure):
 class ReplayCall(ctypes.Structure):
     _fields_ = (
         *_QUERIES,
-        ("turn", Turn),
         ("sample_step", Int),
         ("sample_bias", ctypes.c_float),
         ("sample_tiles", Int),  # the CPU's
