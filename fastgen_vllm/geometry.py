@@ -44,19 +44,22 @@ class HeadField(IntEnum):
     ``HeadRecord`` in ``csrc/include/fastgen/head_record.h``; keep both in one order.
     """
 
-    FIRST_PAGE = 0  # first stream page of the head's fixed interval
-    NUM_PAGES = 1  # pages of the fixed interval
-    GROWTH_PAGE = 2  # stream page that the head grows by first
-    GROWTH_STRIDE = 3  # distance from one growth page to the next, but for skipped ones
-    GROWTH_PERIOD = 4  # steps of growth that bring the head a page; 0: it never grows
-    SKIP_PERIOD = 5  # growth pages after which pages of other heads are skipped
-    SKIP_PAGES = 6  # how many are skipped
-    ROOM = 7  # stored tokens of the request until growth begins
-    LENGTH = 8  # slots in use
-    RULE = 9  # StoreRule
-    PROTECTS = 10  # TokenClass bits that this head never frees
-    WINDOW = 11  # most recent tokens that are never freed
-    OBSERVED_FROM = 12  # first observed query position, for averaging values
+    STOCK_PAGES = 0  # first pages that lie as in a stock row: one in each block
+    STOCK_PAGE = 1  # which page of a block those are: l * H + h
+    READ_ONLY = 2  # first pages that are never written, valued or freed: others read them
+    FIRST_PAGE = 3  # first stream page of the head's fixed interval
+    NUM_PAGES = 4  # pages of the fixed interval
+    GROWTH_PAGE = 5  # stream page that the head grows by first
+    GROWTH_STRIDE = 6  # distance from one growth page to the next, but for skipped ones
+    GROWTH_PERIOD = 7  # steps of growth that bring the head a page; 0: it never grows
+    SKIP_PERIOD = 8  # growth pages after which pages of other heads are skipped
+    SKIP_PAGES = 9  # how many are skipped
+    ROOM = 10  # stored tokens of the request until growth begins
+    LENGTH = 11  # slots in use
+    RULE = 12  # StoreRule
+    PROTECTS = 13  # TokenClass bits that this head never frees
+    WINDOW = 14  # most recent tokens that are never freed
+    OBSERVED_FROM = 15  # first observed query position, for averaging values
 
 
 class StoreRule(IntEnum):

@@ -33,10 +33,12 @@ void compact(const CompactArgs& a) {
     const Place place = {-1, i / num_heads, i % num_heads};
     contents.record(head, place);
     const int64_t count = a.kept_start[i + 1] - a.kept_start[i];
-    require(count == head.length, "compact: kept_start gives ", count, " tokens to ", place,
-            ", its LENGTH is ", head.length);
+    const int64_t stock = static_cast<int64_t>(head.stock_pages) * slots;
+    require(count >= 0 && stock + count == head.length, "compact: kept_start gives ", count,
+            " tokens to ", place, ", its LENGTH is ", head.length, ", of which ", stock,
+            " on stock pages");
     num_pages = std::max(num_pages, contents.slots(head, place, head.length, "new_row", a.new_row));
-    for (int page = 0; page * slots < head.length; ++page) items.push_back({i, page});
+    for (int page = 0; page * slots < count; ++page) items.push_back({i, page});
   }
   contents.stream("new_row", a.new_row, num_pages);
 

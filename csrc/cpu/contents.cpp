@@ -39,14 +39,14 @@ void Contents::prompt(const char* name, const BlockRow& row, int64_t num_tokens)
 void Contents::record(const HeadRecord& head, const Place& place) const {
   if (is_sound(head)) return;
   refuse(op_, ": ", place,
-         " is no head record: a field is negative or too large, or a period is 0,", " got ",
+         " is no head record: a field is negative or too large, or a period is 0, got ",
          fields(head));
 }
 
 int64_t Contents::slots(const HeadRecord& head, const Place& place, int32_t num_slots,
                         const char* name, const BlockRow& row) const {
-  const int64_t needed = stream_needed(head, num_slots, pool_.page_slots);
-  const int64_t per_block = static_cast<int64_t>(pool_.num_layers) * pool_.num_heads;
+  const int per_block = pages_per_block(pool_);
+  const int64_t needed = stream_needed(head, num_slots, pool_.page_slots, per_block);
   require(needed <= stream_pages(pool_, row), op_, ": ", name, " must have ",
           (needed + per_block - 1) / per_block, " blocks for the ", num_slots, " slots of ", place,
           ", got ", row.num_blocks);
@@ -54,7 +54,7 @@ int64_t Contents::slots(const HeadRecord& head, const Place& place, int32_t num_
 }
 
 void Contents::stream(const char* name, const BlockRow& row, int64_t num_pages) const {
-  const int64_t per_block = static_cast<int64_t>(pool_.num_layers) * pool_.num_heads;
+  const int per_block = pages_per_block(pool_);
   blocks(name, row, (num_pages + per_block - 1) / per_block, pool_.num_blocks);
 }
 

@@ -1,13 +1,13 @@
 // Compaction: kept tokens move from a prompt's stock pages into the page stream of fresh blocks.
 //
-// Grid (L*H, pages, up to 64), 128 threads: a block fills pages of one head, every gridDim.y-th of
-// them; which and from where it reads from the plan in device memory. K and V of a slot are one row
-// of 2 * D elements, copied as vectors of 16 bytes, neighbouring threads neighbouring vectors; four
-// loads of a thread are under way before its first store. No shared memory. Bytes: 2 * D elements
-// read and written per token, 12 bytes of plan, 8 of metadata: the least possible. By bandwidth,
-// half of a prompt of 8,192 tokens of an 8B model (L 32, H 8, D 128, bf16: 0.5 of 1 GiB, read and
-// written) takes 0.7 ms at an A100's 1.5 TB/s and 0.3 ms at an H100's 3.3. Untested on hardware:
-// everything.
+// Grid (L*H, pages, up to 64), 128 threads: a block fills pages of one head beyond its stock pages,
+// which stay where they are, every gridDim.y-th of them; which and from where it reads from the
+// plan in device memory. K and V of a slot are one row of 2 * D elements, copied as vectors of 16
+// bytes, neighbouring threads neighbouring vectors; four loads of a thread are under way before its
+// first store. No shared memory. Bytes: 2 * D elements read and written per token, 12 bytes of
+// plan, 8 of metadata: the least possible. By bandwidth, half of a prompt of 8,192 tokens of an 8B
+// model (L 32, H 8, D 128, bf16: 0.5 of 1 GiB, read and written) takes 0.7 ms at an A100's 1.5 TB/s
+// and 0.3 ms at an H100's 3.3. Untested on hardware: everything.
 #pragma once
 
 #include "cuda/found.h"
@@ -40,18 +40,18 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a)
   const int layer = layer_head / a.pool.num_heads, head = layer_head % a.pool.num_heads;
   const HeadRecord record = a.heads[layer_head];
   const int64_t start = a.kept_start[layer_head], end = a.kept_start[layer_head + 1];
-  if (start < 0 || end > a.num_kept || end - start != record.length || !is_sound(record) ||
-      !has_room(record, record.length, a.pool, a.new_row)) {
+  const int slots = a.pool.page_slots;
+  const int64_t stock = static_cast<int64_t>(record.stock_pages) * slots;
+  if (start < 0 || end < start || end > a.num_kept || !is_sound(record) ||
+      stock + end - start != record.length || !has_room(record, record.length, a.pool, a.new_row)) {
     return;
   }
-  const int count = record.length;
-  const int slots = a.pool.page_slots;
+  const int count = static_cast<int>(end - start);
   const int vectors = 2 * a.pool.head_size * a.pool.element_size / kVectorBytes;  // of a slot
 
   for (int page = blockIdx.y; page * slots < count; page += gridDim.y) {
-    const int32_t to_page = stream_page_of(record, page);
-    if (!has_page(a.pool, a.new_row, to_page)) continue;
-    const StreamPage to = stream_page(a.pool, a.new_row, to_page);
+    const StreamPage to = find_page(a.pool, a.new_row, record, record.stock_pages + page);
+    if (to.data == nullptr) continue;
     const int64_t first = start + static_cast<int64_t>(page) * slots;
     const int in_page = min(slots, count - page * slots);
     for (int from = threadIdx.x; from < in_page * vectors; from += kLoadsAtOnce * kCompactThreads) {

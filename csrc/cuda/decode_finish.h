@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(kDecodeThreads)
   for (int first = first_slot; first < head.length; first += gridDim.y * kFinishSlots) {
     const int last = min(first + kFinishSlots, head.length);
     for (int slot = first + threadIdx.x; slot < last; slot += kDecodeThreads) {
-      const int32_t stream = stream_page_of(head, slot / slots);
-      if (!has_page(a.pool, jobs.row(job), stream)) continue;
-      const StreamPage page = stream_page(a.pool, jobs.row(job), stream);
+      if (slot / slots < head.read_only) continue;
+      const StreamPage page = find_page(a.pool, jobs.row(job), head, slot / slots);
+      if (page.data == nullptr) continue;
       const T* key = reinterpret_cast<const T*>(page.data) + slot % slots * a.pool.slot_stride;
       const int line_page = begin + slot / slots;
       const float* scores = scratch.scores + (static_cast<int64_t>(begin) * slots + slot) * group;

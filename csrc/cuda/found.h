@@ -25,9 +25,12 @@ __device__ __forceinline__ int32_t find_block(const PagePool& pool, const BlockR
   return is_block(block, pool.num_blocks) ? block : -1;
 }
 
-// Whether the page that `stream_page` gives is there; the row has room for it.
-__device__ __forceinline__ bool has_page(const PagePool& pool, const BlockRow& row, int32_t page) {
-  return is_block(row.blocks[page / (pool.num_layers * pool.num_heads)], pool.num_blocks);
+// The i-th page of a head that the row has room for; null where its block is none of the pool's.
+__device__ __forceinline__ StreamPage find_page(const PagePool& pool, const BlockRow& row,
+                                                const HeadRecord& head, int32_t i) {
+  const int32_t page = stream_page_of(head, i, pages_per_block(pool));
+  if (!is_block(row.blocks[page / pages_per_block(pool)], pool.num_blocks)) return {nullptr, 0};
+  return stream_page(pool, row, page);
 }
 
 // The record of a request's head, or null where the request is nobody's.
@@ -42,7 +45,8 @@ __device__ __forceinline__ HeadRecord* find_record(const StepRequests& step, con
 // Whether a row has room for the first `num_slots` slots of a sound head.
 __device__ __forceinline__ bool has_room(const HeadRecord& head, int32_t num_slots,
                                          const PagePool& pool, const BlockRow& row) {
-  return stream_needed(head, num_slots, pool.page_slots) <= stream_pages(pool, row);
+  const int64_t needed = stream_needed(head, num_slots, pool.page_slots, pages_per_block(pool));
+  return needed <= stream_pages(pool, row);
 }
 
 }  // namespace fastgen

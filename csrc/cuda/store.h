@@ -51,10 +51,11 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
 #pragma unroll
   for (int way = 0; way < kWays; ++way) least[way] = {0.f, 0, -1};
 
-  for (int32_t slot = threadIdx.x; slot < head.length; slot += kStoreThreads) {
-    const int32_t page = stream_page_of(head, slot / slots);
-    if (!has_page(a.pool, row, page)) continue;
-    const int64_t meta = stream_page(a.pool, row, page).meta_slot + slot % slots;
+  const int32_t first = head.read_only * slots + threadIdx.x;
+  for (int32_t slot = first; slot < head.length; slot += kStoreThreads) {
+    const StreamPage page = find_page(a.pool, row, head, slot / slots);
+    if (page.data == nullptr) continue;
+    const int64_t meta = page.meta_slot + slot % slots;
     const int32_t position = a.positions[meta];
     const float value = a.values[meta];
     const bool free = value < INFINITY;
@@ -79,7 +80,7 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
     for (int warp = 1; warp < kWarps; ++warp) chosen = lesser(chosen, found[way][warp]);
     if (chosen.slot >= 0) return chosen.slot;
   }
-  return 0;  // none of its slots is there
+  return head.read_only * slots;  // none of its slots is there
 }
 
 // Element is an unsigned integer of the cache's element size: nothing here looks at the numbers.
@@ -100,9 +101,8 @@ __global__ void __launch_bounds__(kStoreThreads, 12) store_kernel(StoreArgs a) {
   const int32_t slot = appends ? head.length : choose_slot(a, head, row, token_position);
   __syncthreads();  // all have read the record and the metadata that change now
 
-  const int32_t stream = stream_page_of(head, slot / slots);
-  if (!has_page(a.pool, row, stream)) return;
-  const StreamPage page = stream_page(a.pool, row, stream);
+  const StreamPage page = find_page(a.pool, row, head, slot / slots);
+  if (page.data == nullptr) return;
   const int64_t token = a.step.token_index[request];
   const Element* key = reinterpret_cast<const Element*>(a.key) + token * a.key_token_stride +
                        head_index * a.key_head_stride;

@@ -63,7 +63,7 @@ class FoldedDecode(ABC):
         output: Tensor,
     ) -> None:
         """See ``fastgen_vllm.ops.decode_attention``."""
-        records = heads[lanes.long(), layer]  # [R, H, 13]
+        records = heads[lanes.long(), layer]  # [R, H, 16]
         where = fold_heads(records, block_rows, values.shape[2], self._shape)
         jobs = query[token_index].view(-1, query.shape[1] // self._shape[2], query.shape[2])
         lengths = records[..., HeadField.LENGTH].flatten().contiguous()
@@ -72,6 +72,7 @@ class FoldedDecode(ABC):
 
         rule = records[..., HeadField.RULE].flatten()
         squared = rule == StoreRule.BY_ENERGY
+        fixed = records[..., HeadField.READ_ONLY].flatten() * values.shape[2]
         valued = (squared | (rule == StoreRule.BY_VALUE)).nonzero()[:, 0]
         slots = where.pages.shape[1] * values.shape[2]
         at_once = max(1, GATHERED // (slots * query.shape[2]))
@@ -80,9 +81,12 @@ class FoldedDecode(ABC):
             rows = where.metadata[job]
             keys = self.keys(where.pages[job].long()).flatten(1, 2).float()  # [V, P * S, D]
             scores = jobs[job].float() @ keys.transpose(1, 2) * scale  # [V, G, P * S]
-            unused = torch.arange(scores.shape[2], device=scores.device) >= lengths[job, None]
+            slot = torch.arange(scores.shape[2], device=scores.device)
+            unused = slot >= lengths[job, None]
             probability = scores.masked_fill(unused[:, None], float("-inf")).softmax(-1)
             gained = torch.where(squared[job, None, None], probability.square(), probability)
-            added = pooled(gained, pool).view(*rows.shape, -1)
-            # No page belongs to two heads; unused slots gain 0.
-            values.view(-1, values.shape[2]).index_add_(0, rows.flatten(), added.flatten(0, 1))
+            added = pooled(gained, pool).masked_fill(slot < fixed[job, None], 0)
+            # No page that gains belongs to two heads; others gain 0.
+            values.view(-1, values.shape[2]).index_add_(
+                0, rows.flatten(), added.view(-1, values.shape[2])
+            )

@@ -20,8 +20,9 @@ def compact(
 ) -> None:
     """Move the kept tokens of one request, all layers, from stock pages to its page stream.
 
-    Token ``kept[kept_start[l*H+h] + i]`` of head ``(l, h)`` becomes slot ``i`` of that head; its
-    position and starting value become that slot's metadata.
+    Token ``kept[kept_start[l*H+h] + i]`` of head ``(l, h)`` becomes slot ``STOCK_PAGES * S + i`` of
+    that head; its position and starting value become that slot's metadata. What lies on the first
+    ``STOCK_PAGES`` pages stays as it is.
 
     Args:
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
@@ -35,7 +36,8 @@ def compact(
         kept: int32 ``[K]`` token positions, head after head in ``(l, h)`` order.
         kept_start: int64 ``[L*H + 1]``, half-open bounds of each head in ``kept``.
         kept_value: float32 ``[K]`` accumulated attention mass; ``+inf`` marks a protected token.
-        heads: int32 ``[L, H, 13]`` head records (``HeadField``), ``LENGTH`` = tokens kept.
+        heads: int32 ``[L, H, 16]`` head records (``HeadField``), ``LENGTH`` = tokens kept,
+            those on stock pages among them.
         positions: int32 ``[B, L*H, S]`` token position of each slot. Changed in place.
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
 

@@ -37,7 +37,7 @@ def decode_attention(
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
             dimensions contiguous, ``S`` and ``D`` multiples of 32. On the CPU it may be bfloat16 in
             pairs, ``[L, B, H, 2*S, D/2, 2]`` (``fastgen_vllm.ops.layout``).
-        heads: int32 ``[lanes, L, H, 13]`` head records (``HeadField``), every ``LENGTH >= 1``.
+        heads: int32 ``[lanes, L, H, 16]`` head records (``HeadField``), every ``LENGTH >= 1``.
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
         output: ``[T, H*G, D]`` of the arena's dtype; last dimension contiguous. The rows of
             ``token_index`` are overwritten, others are left alone.

@@ -193,8 +193,9 @@ def compact(
     for index, record in enumerate(heads.view(-1, heads.shape[-1])):
         layer, head = divmod(index, num_heads)
         first = int(kept_start[index])
-        for i in range(int(record[HeadField.LENGTH])):
-            token = int(kept[first + i])
+        stock = int(record[HeadField.STOCK_PAGES]) * slots  # these stay where they are
+        for i in range(stock, int(record[HeadField.LENGTH])):
+            token = int(kept[first + i - stock])
             old = int(old_row[token // slots])
             if old < num_blocks:
                 old_k, old_v = page_of(arena, layer, old, head)
@@ -205,18 +206,19 @@ def compact(
             new_k[:, slot] = old_k[:, token % slots]
             new_v[slot] = old_v[token % slots]
             positions[block, page, slot] = token
-            values[block, page, slot] = kept_value[first + i]
+            values[block, page, slot] = kept_value[first + i - stock]
 
 
 def _granted_pages(record: Tensor, num_tokens: int, slots: int) -> int:
     """Pages that a head may use once its request has stored so many tokens."""
     steps = -(-max(0, num_tokens - int(record[HeadField.ROOM])) // slots)
     period = int(record[HeadField.GROWTH_PERIOD])
-    return int(record[HeadField.NUM_PAGES]) + (steps // period if period else 0)
+    pages = int(record[HeadField.STOCK_PAGES] + record[HeadField.NUM_PAGES])
+    return pages + (steps // period if period else 0)
 
 
 def _victim(record: Tensor, position: Tensor, value: Tensor, token_position: int) -> int:
-    """Slot of a head, all in use, that a token at ``token_position`` replaces."""
+    """Of slots that may be written, all in use: that which a token at ``token_position`` takes."""
     free = value < float("inf")
     outside = position <= token_position - int(record[HeadField.WINDOW])
     worth = torch.zeros_like(value)
@@ -280,8 +282,9 @@ def store_in_head(
         chosen = length
         record[HeadField.LENGTH] += 1
     else:
-        where = slots_of(arena, row, record)
-        chosen = _victim(record, positions[where], values[where], token_position)
+        fixed = int(record[HeadField.READ_ONLY]) * slots
+        where = slots_of(arena, row, record, torch.arange(fixed, length))
+        chosen = fixed + _victim(record, positions[where], values[where], token_position)
     block, page, slot = slot_of(arena, row, record, chosen)
     k, v = page_of(arena, page // num_heads, block, page % num_heads)
     k[:, slot] = key
@@ -336,5 +339,7 @@ def attend_to_head(
     rule = StoreRule(int(record[HeadField.RULE]))
     if rule.values_tokens:
         gained = probability.square() if rule == StoreRule.BY_ENERGY else probability
-        values[slots_of(arena, row, record)] += pooled(gained, pool)
+        fixed = int(record[HeadField.READ_ONLY]) * (arena.shape[3] // 2)
+        valued = slots_of(arena, row, record, torch.arange(fixed, len(keys)))
+        values[valued] += pooled(gained, pool)[fixed:]
     return (probability @ vals.float()).to(query.dtype)

@@ -46,7 +46,7 @@ def store(
         arena: ``[L, B, H, 2*S, D]`` KV cache, float32, float16 or bfloat16; the last two
             dimensions contiguous, ``S`` and ``D`` multiples of 32. On the CPU it may be bfloat16 in
             pairs, ``[L, B, H, 2*S, D/2, 2]`` (``fastgen_vllm.ops.layout``). Changed in place.
-        heads: int32 ``[lanes, L, H, 13]`` head records (``HeadField``). Changed in place.
+        heads: int32 ``[lanes, L, H, 16]`` head records (``HeadField``). Changed in place.
         positions: int32 ``[B, L*H, S]`` token position of each slot. Changed in place.
         values: float32 ``[B, L*H, S]`` value of each slot. Changed in place.
 

@@ -7,14 +7,18 @@ page stream; heads own intervals of it, so no table of page ids is stored or shi
     stream pages:     0 .. LH-1     LH .. 2LH-1   2LH .. 3LH-1
                       each block holds LH = L*H pages
 
-    [0, fixed_pages)      fixed part, one interval per head, in (layer, head) order:
+    [0, P * LH)           stock blocks, the P first ones, which others read, too: page i of every
+                          head in block i
+    [P * LH, fixed_pages) fixed part, one interval per head, in (layer, head) order; `kept` is what
+                          a head keeps beyond the stock blocks:
                           head that appends:  ceil(kept / S) pages
                           any other:          ceil((kept + 1) / S) pages
     [fixed_pages, ...)    growth part, step by step: a page of every head that appends (``A`` of
                           them), and in every ``k``-th step then one of every slowly growing
                           head (``B``), each in (layer, head) order
 
-    i-th page of a head:  i < num_pages       first_page + i
+    i-th page of a head:  i < P               i * LH + (l * H + h); else, with i - P in place of i:
+                          i < num_pages       first_page + i
                           beyond, g = i - num_pages:
                             appends           fixed_pages + rank + g * A + g // k * B
                             grows slowly      fixed_pages + k * A + rank + g * (k * A + B)

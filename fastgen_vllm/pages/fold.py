@@ -19,12 +19,13 @@ class FoldedHeads(NamedTuple):
     metadata: Tensor  # [J, P] int64, rows of positions and values [B*L*H, S]
 
 
-def stream_pages(records: Tensor, page: Tensor) -> Tensor:
+def stream_pages(records: Tensor, page: Tensor, pages_per_block: int) -> Tensor:
     """Stream page of each head's pages; drawn in :mod:`fastgen_vllm.pages`.
 
     Args:
-        records: [..., 13] head records.
+        records: [..., 16] head records.
         page: [P], which of the head's pages.
+        pages_per_block: ``L*H``.
 
     Returns:
         [..., P].
@@ -33,10 +34,13 @@ def stream_pages(records: Tensor, page: Tensor) -> Tensor:
     def of(name: HeadField) -> Tensor:
         return records[..., name, None]
 
-    beyond = page - of(HeadField.NUM_PAGES)
+    stock = of(HeadField.STOCK_PAGE) + page * pages_per_block
+    own = page - of(HeadField.STOCK_PAGES)
+    beyond = own - of(HeadField.NUM_PAGES)
     growth = of(HeadField.GROWTH_PAGE) + beyond * of(HeadField.GROWTH_STRIDE)
     skipped = beyond // of(HeadField.SKIP_PERIOD).clamp(min=1) * of(HeadField.SKIP_PAGES)
-    return torch.where(beyond < 0, of(HeadField.FIRST_PAGE) + page, growth + skipped)
+    fixed_or_growth = torch.where(beyond < 0, of(HeadField.FIRST_PAGE) + own, growth + skipped)
+    return torch.where(own < 0, stock, fixed_or_growth)
 
 
 def locate(
@@ -46,10 +50,10 @@ def locate(
 
     Args:
         slots: [n] int64.
-        record: [13] int32 head record.
+        record: [16] int32 head record.
         block_row: [M], the blocks of the page stream.
     """
-    stream = stream_pages(record, slots // page_slots)
+    stream = stream_pages(record, slots // page_slots, pages_per_block)
     return (
         block_row[stream // pages_per_block].long(),
         stream % pages_per_block,
@@ -63,7 +67,7 @@ def fold_heads(
     """Page tables of one layer's heads. The host reads the greatest length.
 
     Args:
-        records: [R, H, 13] int32 head records of one layer.
+        records: [R, H, 16] int32 head records of one layer.
         block_rows: [R, M] int32, the blocks of each page stream.
         page_slots: ``S``.
         cache: ``L, B, H``.
@@ -71,10 +75,10 @@ def fold_heads(
     num_layers, num_blocks, num_heads = cache
     most = cdiv(int(records[..., HeadField.LENGTH].max()), page_slots)
     page = torch.arange(most, device=records.device)
-    stream = stream_pages(records, page)  # [R, H, P]
+    per_block = num_layers * num_heads
+    stream = stream_pages(records, page, per_block)  # [R, H, P]
     used = page * page_slots < records[..., HeadField.LENGTH, None]
     stream = stream.where(used, 0).long()
-    per_block = num_layers * num_heads
     index = (stream // per_block).flatten(1)
     block = block_rows.long().gather(1, index).view_as(stream)
     in_block = stream % per_block

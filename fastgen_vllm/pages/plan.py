@@ -21,8 +21,10 @@ class StreamPlan:
     records: Tensor  # [L, H, len(HeadField)] int32, LENGTH = 0 until compaction
 
     @classmethod
-    def make(cls, choice: Choice, num_observed: int, geometry: CacheGeometry) -> "StreamPlan":
-        """Lay out the heads of one request.
+    def make(
+        cls, choice: Choice, num_observed: int, geometry: CacheGeometry, stock_blocks: int = 0
+    ) -> "StreamPlan":
+        """Lay out the heads of one request, beyond its first ``stock_blocks``, which stay.
 
         A head that appends gets room for its kept tokens; all such heads grow when the first of
         them is full. Any other gets room for its kept tokens and one more, but no more than the
@@ -30,7 +32,7 @@ class StreamPlan:
         """
         num_tokens = choice.keep.shape[-1]
         block_size = geometry.block_size
-        prompt_pages = cdiv(num_tokens, block_size)
+        prompt_pages = cdiv(num_tokens, block_size) - stock_blocks
 
         rule = torch.tensor([policy.rule for policy in choice.policies])[choice.index]
         protects = torch.tensor([policy.protects for policy in choice.policies])[choice.index]
@@ -39,23 +41,30 @@ class StreamPlan:
         appending, slow = period == 1, period > 1
         assert bool(appending[rule == StoreRule.APPEND].all()), "a head appends but has no growth"
 
-        kept = choice.keep.sum(-1)
+        num_stock = stock_blocks * block_size
+        assert bool(choice.keep[..., :num_stock].all()), "a token of a shared block is not kept"
+        kept = choice.keep[..., num_stock:].sum(-1)
         num_pages = ((kept + block_size) // block_size).clamp(max=prompt_pages)
         num_pages[appending] = -(-kept[appending] // block_size)
         slack = num_pages[appending] * block_size - kept[appending]
         flat = num_pages.flatten()
+        stock_pages = stock_blocks * geometry.pages_per_block
         size = StreamSize(
-            fixed_pages=int(flat.sum()),
+            fixed_pages=stock_pages + int(flat.sum()),
             num_appending=int(appending.sum()),
             num_slow=int(slow.sum()),
             slow_period=int(period[slow].min()) if slow.any() else 1,
             room=num_tokens + (int(slack.min()) if appending.any() else 0),
             pages_per_block=geometry.pages_per_block,
             block_size=block_size,
+            stock_blocks=stock_blocks,
         )
 
         records = torch.zeros(*num_pages.shape, len(HeadField), dtype=torch.int32)
-        records[..., HeadField.FIRST_PAGE] = (flat.cumsum(0) - flat).view_as(num_pages).int()
+        records[..., HeadField.STOCK_PAGES] = records[..., HeadField.READ_ONLY] = stock_blocks
+        records[..., HeadField.STOCK_PAGE] = torch.arange(len(flat)).view_as(num_pages)
+        first_page = stock_pages + flat.cumsum(0) - flat
+        records[..., HeadField.FIRST_PAGE] = first_page.view_as(num_pages).int()
         records[..., HeadField.NUM_PAGES] = num_pages.int()
         _lay_out_growth(records, appending, slow, size)
         records[..., HeadField.RULE] = rule.int()
@@ -69,7 +78,13 @@ class StreamPlan:
         period = self.records[..., HeadField.GROWTH_PERIOD].long()
         steps = self.size.steps(num_tokens)
         grown = torch.where(period > 0, steps // period.clamp(min=1), 0)
-        return (self.records[..., HeadField.NUM_PAGES] + grown) * self.size.block_size
+        pages = self.records[..., HeadField.NUM_PAGES] + self.size.stock_blocks + grown
+        return pages * self.size.block_size
+
+    @property
+    def num_stock(self) -> int:
+        """Tokens on the blocks that stay."""
+        return self.size.stock_blocks * self.size.block_size
 
 
 def growth_period(policy: Policy) -> int:

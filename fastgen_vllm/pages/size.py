@@ -11,13 +11,14 @@ def cdiv(a: int, b: int) -> int:
 class StreamSize(NamedTuple):
     """Size of a page stream as a function of the request's length."""
 
-    fixed_pages: int  # pages of all heads at compaction
+    fixed_pages: int  # pages of all heads at compaction, those of stock blocks among them
     num_appending: int  # A: heads that gain a page in every step of growth
     num_slow: int  # B: heads that gain one in every `slow_period`-th step
     slow_period: int  # k
     room: int  # tokens, prompt and generated, until growth begins
     pages_per_block: int  # L * H
     block_size: int  # S
+    stock_blocks: int = 0  # first blocks, which stay where they are: others read them, too
 
     def steps(self, num_tokens: int) -> int:
         """Steps of growth of a request with ``num_tokens`` stored tokens."""

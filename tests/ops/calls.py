@@ -95,21 +95,25 @@ class _Maker:
         }
 
     def records(self, least: int, grows: bool = True) -> tuple[Tensor, int]:
-        """Records [L, H, 13] of one request and the pages that they need."""
+        """Records [L, H, 16] of one request and the pages that they need."""
         plans = []
+        stock = self.rng.choice([0, 0, 1, 2])
+        read_only = self.rng.randint(0, stock)
         for _ in range(self.L * self.H):
             rule = self.rng.choice(list(StoreRule))
             length = self.rng.choice([least, 1, self.S - 1, self.S, self.S + 1, 2 * self.S, 83])
+            own = length
+            length += stock * self.S
             fixed = None
             if rule == StoreRule.APPEND and grows:
                 fixed = self.rng.choice([None, 0, 1])
             elif rule != StoreRule.APPEND:
-                fixed = -(-length // self.S) + self.rng.randint(0, 1)
+                fixed = -(-own // self.S) + self.rng.randint(0, 1)
             period = self.rng.choice([0, 0, 1, 3]) if rule != StoreRule.APPEND else 0
             window, seen = self.rng.randint(0, 40), self.rng.randint(0, 90)
             protects = self.rng.randint(0, 3)
             plans.append(HeadPlan(length, rule, fixed, protects, window, seen, period, room=10**6))
-        return make_records(plans, self.L, self.H, self.S)
+        return make_records(plans, self.L, self.H, self.S, stock, read_only)
 
     def step(self, least: int) -> Values:
         """What ``store`` and ``decode_attention`` have in common."""
@@ -167,7 +171,8 @@ class _Maker:
         both = torch.isin(old_row, new_row)
         saved = cache["arena"][:, old_row[both].long()]
         old_row[both] = torch.arange(num_blocks, num_blocks + saved.shape[1]).int()
-        lengths = records.view(-1, len(HeadField))[:, HeadField.LENGTH].long()
+        fields = records.view(-1, len(HeadField))
+        lengths = (fields[:, HeadField.LENGTH] - fields[:, HeadField.STOCK_PAGES] * self.S).long()
         kept = torch.randint(0, old * self.S, (int(lengths.sum()),), generator=self.torch)
         return {
             **cache,

@@ -82,19 +82,27 @@ class HeadPlan:
     room: int = 0  # beyond which a head that does not append grows
 
 
-def make_records(plans: list[HeadPlan], L: int, H: int, S: int) -> tuple[Tensor, int]:
-    """Records int32 ``[L, H, 13]`` of one lane and the pages its stream needs, with room to grow.
+def make_records(
+    plans: list[HeadPlan], L: int, H: int, S: int, stock: int = 0, read_only: int = 0
+) -> tuple[Tensor, int]:
+    """Records int32 ``[L, H, 16]`` of one lane and the pages its stream needs, with room to grow.
 
-    Heads that append skip a page of every other growing head after two pages of their own.
+    Heads that append skip a page of every other growing head after two pages of their own. The
+    first ``stock`` blocks of the stream are as in a stock row, the first ``read_only`` stay as they
+    are.
     """
-    fixed = [p.fixed if p.fixed is not None else -(-p.length // S) for p in plans]
+    own = [max(0, -(-p.length // S) - stock) for p in plans]
+    fixed = [count if p.fixed is None else p.fixed for p, count in zip(plans, own, strict=True)]
     full = [i for i, p in enumerate(plans) if p.rule == StoreRule.APPEND]
     slow = [i for i, p in enumerate(plans) if i not in full and p.growth_period]
-    total = sum(fixed)
+    total = stock * L * H + sum(fixed)
     records = torch.zeros(L * H, len(HeadField), dtype=torch.int32)
     growth = 1
     for i, plan in enumerate(plans):
-        records[i, HeadField.FIRST_PAGE] = sum(fixed[:i])
+        records[i, HeadField.STOCK_PAGES] = stock
+        records[i, HeadField.STOCK_PAGE] = i
+        records[i, HeadField.READ_ONLY] = read_only
+        records[i, HeadField.FIRST_PAGE] = stock * L * H + sum(fixed[:i])
         records[i, HeadField.NUM_PAGES] = fixed[i]
         records[i, HeadField.SKIP_PERIOD] = 2
         if i in full:
@@ -112,7 +120,7 @@ def make_records(plans: list[HeadPlan], L: int, H: int, S: int) -> tuple[Tensor,
         records[i, HeadField.PROTECTS] = plan.protects
         records[i, HeadField.WINDOW] = plan.window
         records[i, HeadField.OBSERVED_FROM] = plan.observed_from
-        growth = max(growth, plan.length // S + 1 - fixed[i])
+        growth = max(growth, plan.length // S + 1 - stock - fixed[i])
     return records.view(L, H, -1), total + (growth + 2) * (len(full) + len(slow))
 
 

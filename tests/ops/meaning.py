@@ -15,15 +15,19 @@ def is_record(record: list[int]) -> bool:
     least = all(n >= 0 for field, n in enumerate(record) if field != HeadField.PROTECTS)
     skips = record[HeadField.SKIP_PAGES] == 0 or record[HeadField.SKIP_PERIOD] > 0
     most = record[HeadField.LENGTH] < MOST_SLOTS and record[HeadField.RULE] <= max(StoreRule)
-    return least and skips and most
+    return least and skips and most and record[HeadField.READ_ONLY] <= record[HeadField.STOCK_PAGES]
 
 
-def pages_of(record: list[int], num_slots: int, slots: int) -> Iterator[int]:
+def pages_of(record: list[int], num_slots: int, slots: int, per_block: int) -> Iterator[int]:
     """Stream pages of a head's first slots."""
     for page in range(-(-num_slots // slots)):
-        grown = page - record[HeadField.NUM_PAGES]
+        own = page - record[HeadField.STOCK_PAGES]
+        if own < 0:
+            yield record[HeadField.STOCK_PAGE] + page * per_block
+            continue
+        grown = own - record[HeadField.NUM_PAGES]
         if grown < 0:
-            yield record[HeadField.FIRST_PAGE] + page
+            yield record[HeadField.FIRST_PAGE] + own
             continue
         skip = record[HeadField.SKIP_PAGES]
         yield (
@@ -36,14 +40,15 @@ def pages_of(record: list[int], num_slots: int, slots: int) -> Iterator[int]:
 def slots_to_store(record: list[int], position: int, slots: int) -> int:
     """Slots that are used when a token is stored; 0 if it cannot be."""
     length, room = record[HeadField.LENGTH], record[HeadField.ROOM]
-    if not 0 <= position < MOST_SLOTS:
+    fixed = record[HeadField.READ_ONLY] * slots
+    if not 0 <= position < MOST_SLOTS or length < fixed:
         return 0
     period, beyond = record[HeadField.GROWTH_PERIOD], max(0, position + 1 - room)
     grown = -(-beyond // slots) // period if period else 0
-    granted = (record[HeadField.NUM_PAGES] + grown) * slots
+    granted = (record[HeadField.STOCK_PAGES] + record[HeadField.NUM_PAGES] + grown) * slots
     if record[HeadField.RULE] == StoreRule.APPEND or length < granted:
         return length + 1
-    return length if length == granted else 0
+    return length if length == granted and length > fixed else 0
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Head:
         if num_slots < 0 or num_slots > MOST_SLOTS:
             return cls(record, row, None)
         pages = []
-        for page in pages_of(fields, num_slots, S):
+        for page in pages_of(fields, num_slots, S, L * H):
             if page >= len(row) * L * H:
                 return cls(record, row, None)
             pages.append(page)
@@ -142,13 +147,15 @@ class Expected:
     def _compact(self, a: Values, S: int) -> None:
         start, kept = a["kept_start"].tolist(), a["kept"].tolist()
         records = a["heads"].view(-1, len(HeadField))
-        lengths = records[:, HeadField.LENGTH].tolist()
+        own = records[:, HeadField.LENGTH].long() - records[:, HeadField.STOCK_PAGES].long() * S
+        lengths = own.tolist()
         ends = [to - begin for begin, to in pairwise(start)]
         old, new = a["old_row"].tolist(), a["new_row"].tolist()
         self.is_legal = (
             start[0] == 0
             and start[-1] == len(kept)
             and ends == lengths
+            and min(ends) >= 0
             and all(0 <= token < len(old) * S for token in kept)
             and self._in_pool(old, self.num_blocks + a["saved"].shape[1])
         )

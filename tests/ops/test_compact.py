@@ -71,6 +71,45 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lies_on_stock_pages_stays(isa: str, dtype: torch.dtype) -> None:
+    """The first two blocks are in both rows, at the same places."""
+    S, D, stock = 32, 64, 2
+    rng = generator("stock", dtype)
+    N = 4 * S + 3
+    own = [0, 1, S - 1, S + 1, 2 * S, N - stock * S]
+    plans = [HeadPlan(stock * S + n, StoreRule.BY_VALUE) for n in own]
+    records, pages = make_records(plans, L, H, S, stock, stock)
+    old_count, new_count = -(-N // S), -(-pages // (L * H))
+    cache = make_cache(dtype, L, old_count + new_count, H, S, D, fill=0.0)
+    blocks = random_blocks(old_count + new_count, old_count + new_count, rng)
+    old_row = blocks[:old_count]
+    new_row = torch.cat([blocks[:stock], blocks[old_count : old_count + new_count - stock]])
+    tokens = [random_tokens(N, D, dtype, rng) for _ in range(L * H)]
+    for index, (key, value) in enumerate(tokens):
+        write_stock(cache, index // H, old_row, index % H, key, value)
+    kept, start, kept_value = random_kept(own, N - stock * S, rng)
+    kept = [positions + stock * S for positions in kept]
+    before, expected = cache.clone(), cache.clone()
+
+    for op, to in ((ops.compact, cache), (reference.compact, expected)):
+        op(
+            *(to.arena, old_row, to.arena[:, :0], new_row, torch.cat(kept), start, kept_value),
+            *(records, to.positions, to.values),
+        )
+    assert torch.equal(cache.arena, expected.arena)
+    assert torch.equal(cache.positions, expected.positions)
+    assert torch.equal(cache.values, expected.values)
+    stays = blocks[:old_count].long()
+    assert torch.equal(cache.arena[:, stays], before.arena[:, stays])
+    assert torch.equal(cache.positions[stays], before.positions[stays])
+    for index, (key, value) in enumerate(tokens):
+        k, v = reference.keys_and_values(cache.arena, new_row, records[index // H, index % H])
+        held = torch.cat([torch.arange(stock * S), kept[index].long()])
+        assert torch.equal(k, key[held])
+        assert torch.equal(v, value[held])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("S", "D"), [(S, D) for S, D, _ in SHAPES])
 def test_overlapping_rows_give_what_disjoint_ones_give(
     isa: str, dtype: torch.dtype, S: int, D: int

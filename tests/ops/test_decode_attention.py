@@ -36,6 +36,8 @@ class Step:
         G: int,
         rule: StoreRule = StoreRule.APPEND,
         fixed: int | None = None,
+        stock: int = 0,
+        read_only: int = 0,
     ) -> None:
         rng = generator(lengths, dtype, S, D, G, rule)
         R = len(lengths) // H
@@ -43,7 +45,7 @@ class Step:
             [HeadPlan(1)] * H + [HeadPlan(n, rule, fixed) for n in lengths[r * H : (r + 1) * H]]
             for r in range(R)
         ]
-        laid_out = [make_records(p, L, H, S) for p in plans]
+        laid_out = [make_records(p, L, H, S, stock, read_only) for p in plans]
         blocks = max(-(-pages // (L * H)) for _, pages in laid_out)
         num_blocks = R * blocks + 2
         self.cache: Cache = make_cache(dtype, L, num_blocks, H, S, D)
@@ -122,6 +124,26 @@ def test_equals_reference_with_values(isa: str, pool: str, rule: StoreRule) -> N
     torch.testing.assert_close(output, expected_output, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
     assert rule.values_tokens or torch.equal(values, expected)
+
+
+@pytest.mark.parametrize(("stock", "read_only"), [(1, 0), (2, 1), (3, 3)])
+@pytest.mark.parametrize("lengths", [[97, 128, 129, 333, 100, 160], [1023, 1024, 1025, 2500]])
+def test_stock_pages_are_read_and_only_those_that_may_be_written_are_valued(
+    isa: str, stock: int, read_only: int, lengths: list[int]
+) -> None:
+    of = dict(rule=StoreRule.BY_ENERGY, stock=stock, read_only=read_only)
+    step = Step(lengths, torch.float32, 32, 64, 3, **of)  # type: ignore[arg-type]
+    values = torch.zeros_like(step.cache.values)
+    expected = values.clone()
+    output = step.run("mean", values)
+    step.run("mean", expected, reference.decode_attention)
+    exact = step.dense(torch.float64)
+    assert relative_error(output, exact) <= 2 * relative_error(step.dense(torch.float32), exact)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+    for r in range(len(lengths) // H):
+        assert not values[step.rows[r, :read_only].long()].any()
+        if read_only < stock:
+            assert values[step.rows[r, read_only].long(), LAYER * H :].all()
 
 
 @pytest.mark.parametrize("rule", [StoreRule.APPEND, StoreRule.BY_VALUE, StoreRule.BY_ENERGY])

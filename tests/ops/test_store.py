@@ -25,9 +25,16 @@ S = 32
 class Request:
     """One lane of a one-layer cache whose heads are laid out by their plans."""
 
-    def __init__(self, *plans: HeadPlan, dtype: torch.dtype = torch.float32, D: int = 32) -> None:
+    def __init__(
+        self,
+        *plans: HeadPlan,
+        dtype: torch.dtype = torch.float32,
+        D: int = 32,
+        stock: int = 0,
+        read_only: int = 0,
+    ) -> None:
         H = len(plans)
-        records, pages = make_records(list(plans), 1, H, S)
+        records, pages = make_records(list(plans), 1, H, S, stock, read_only)
         blocks = -(-pages // H) + 2
         self.rng = generator(plans, dtype, D)
         self.heads = records[None].clone()
@@ -96,6 +103,32 @@ def test_full_head_grows_past_its_fixed_pages(isa: str, dtype: torch.dtype) -> N
         request.store(1000 + step)
     lengths = request.heads[0, 0, :, HeadField.LENGTH].tolist()
     assert lengths == [S + 3, 2 * S + 4, 2 * S + 5]
+
+
+def test_head_grows_beyond_its_stock_pages(isa: str) -> None:
+    """Onto the pages that the stock row has, the head's fixed ones, and those that it grows by."""
+    plans = [HeadPlan(S - 2, fixed=0), HeadPlan(2 * S - 1, fixed=1), HeadPlan(4 * S, fixed=2)]
+    request = Request(*plans, stock=2)
+    for step in range(S + 5):
+        request.store(1000 + step)
+    lengths = request.heads[0, 0, :, HeadField.LENGTH].tolist()
+    assert lengths == [2 * S + 3, 3 * S + 4, 5 * S + 5]
+
+
+@pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_ENERGY, StoreRule.BY_AGE])
+@pytest.mark.parametrize(("read_only", "oldest"), [(0, 0), (1, S), (2, 2 * S)])
+def test_no_token_of_a_page_that_others_read_gives_way(
+    isa: str, rule: StoreRule, read_only: int, oldest: int
+) -> None:
+    request = Request(HeadPlan(3 * S, rule, fixed=1), stock=2, read_only=read_only)
+    positions, values = torch.arange(3 * S), torch.zeros(3 * S)
+    assert request.victim(positions, values, 3 * S) == oldest
+
+
+def test_where_all_pages_are_read_only_nothing_is_stored(isa: str) -> None:
+    request = Request(HeadPlan(2 * S, StoreRule.BY_AGE, fixed=0), stock=2, read_only=2)
+    with pytest.raises(ValueError, match="token_position 64 is out of range, or too early"):
+        request.store(2 * S)
 
 
 @pytest.mark.parametrize("rule", [StoreRule.BY_VALUE, StoreRule.BY_ENERGY, StoreRule.BY_AGE])

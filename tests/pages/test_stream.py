@@ -27,11 +27,18 @@ def geometry(layers: int, heads: int) -> CacheGeometry:
 
 
 def plan_of(
-    kept: Tensor, kind: Tensor, num_tokens: int, policies: tuple[Policy, ...] = POLICIES
+    kept: Tensor,
+    kind: Tensor,
+    num_tokens: int,
+    policies: tuple[Policy, ...] = POLICIES,
+    stock_blocks: int = 0,
 ) -> StreamPlan:
-    """A plan whose heads [L, H] keep their last tokens."""
-    keep = torch.arange(num_tokens) >= num_tokens - kept[..., None]
-    return StreamPlan.make(Choice(policies, kind, keep), 1, geometry(*kept.shape))
+    """A plan whose heads [L, H] keep their last tokens, and what lies on stock blocks before."""
+    num_stock = stock_blocks * S
+    token = torch.arange(num_stock + num_tokens) - num_stock
+    keep = (token < 0) | (token >= num_tokens - kept[..., None])
+    choice = Choice(policies, kind, keep)
+    return StreamPlan.make(choice, 1, geometry(*kept.shape), stock_blocks)
 
 
 def plan_of_one_layer(kept: list[int], kind: int, num_tokens: int) -> StreamPlan:
@@ -59,6 +66,9 @@ def grown_pages(kind: int, steps: int) -> int:
 
 def page_of(record: list[int], page: int) -> int:
     """Stream page of a head's page, by the formula."""
+    if page < record[HeadField.STOCK_PAGES]:
+        return page * 12 + record[HeadField.STOCK_PAGE]
+    page -= record[HeadField.STOCK_PAGES]
     if page < record[HeadField.NUM_PAGES]:
         return record[HeadField.FIRST_PAGE] + page
     beyond = page - record[HeadField.NUM_PAGES]
@@ -72,16 +82,31 @@ MIXED = pytest.mark.parametrize("mix", MIXES)
 
 @MIXED
 @PROMPTS
-def test_pages_are_dense_and_of_one_head(num_tokens: int, mix: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("stock_blocks", [0, 3])
+def test_pages_are_dense_and_of_one_head(
+    num_tokens: int, mix: tuple[int, ...], stock_blocks: int
+) -> None:
     """At any length the pages that heads may use are those that the scheduler counts."""
     kept, kind = random_heads(num_tokens, mix)
-    plan = plan_of(kept, kind, num_tokens)
+    plan = plan_of(kept, kind, num_tokens, stock_blocks=stock_blocks)
     records = plan.records.view(-1, len(HeadField)).tolist()
+    num_tokens += stock_blocks * S
     for length in range(num_tokens, num_tokens + 9 * S):
         pages: list[int] = []
         for record, capacity in zip(records, plan.capacity(length).flatten(), strict=True):
             pages += [page_of(record, page) for page in range(int(capacity) // S)]
         assert sorted(pages) == list(range(plan.size.pages(length)))
+
+
+@MIXED
+@PROMPTS
+def test_stock_blocks_come_on_top(num_tokens: int, mix: tuple[int, ...]) -> None:
+    kept, kind = random_heads(num_tokens, mix)
+    alone = plan_of(kept, kind, num_tokens)
+    plan = plan_of(kept, kind, num_tokens, stock_blocks=3)
+    for length in range(num_tokens, num_tokens + 9 * S):
+        assert plan.size.blocks(length + 3 * S) == alone.size.blocks(length) + 3
+        assert torch.equal(plan.capacity(length + 3 * S), alone.capacity(length) + 3 * S)
 
 
 @MIXED

@@ -1,11 +1,12 @@
 // Compaction: kept tokens move from a prompt's stock pages into the page stream of fresh blocks.
 //
-// item = (layer * H + head, page of that head): fills up to S slots of one page and their positions
-// and values; sole writer of the page. Blocks that are read are never written: of those in both
-// rows the caller saves copies, which are read instead. Bytes: 2 * D elements read and written per
-// token. Neighbouring tokens share the cache lines of their K columns, so the slots of a line walk
-// the columns in step. For AVX-512 a line is a vector, and a permutation puts all that is kept of
-// it in place. In pages in pairs what walks is a pair of columns.
+// item = (layer * H + head, page of that head beyond its stock pages, which stay where they are):
+// fills up to S slots of one page and their positions and values; sole writer of the page. Blocks
+// that are read are never written: of those in both rows the caller saves copies, which are read
+// instead. Bytes: 2 * D elements read and written per token. Neighbouring tokens share the cache
+// lines of their K columns, so the slots of a line walk the columns in step. For AVX-512 a line is
+// a vector, and a permutation puts all that is kept of it in place. In pages in pairs what walks is
+// a pair of columns.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -162,7 +163,8 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
   constexpr int kMost = kColumns<Unit>;
   const int slots = a.pool.page_slots, d = a.pool.head_size;
   const int layer = layer_head / a.pool.num_heads, head = layer_head % a.pool.num_heads;
-  const StreamPage to = stream_page(a.pool, a.new_row, stream_page_of(a.heads[layer_head], page));
+  const HeadRecord& record = a.heads[layer_head];
+  const StreamPage to = head_page(a.pool, a.new_row, record, record.stock_pages + page);
   Unit* to_page = reinterpret_cast<Unit*>(to.data);
   const int64_t first = a.kept_start[layer_head] + static_cast<int64_t>(page) * slots;
   const int64_t left = a.kept_start[layer_head + 1] - first;

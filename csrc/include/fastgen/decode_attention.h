@@ -169,8 +169,7 @@ static const HeadRecord& head_of(const DecodeArgs& a, const DecodePart& part) {
 
 // The i-th page of a part.
 static StreamPage page_of_part(const DecodeArgs& a, const DecodePart& part, int i) {
-  return stream_page(a.pool, row_of(a.step, part.request),
-                     stream_page_of(head_of(a, part), part.first_page + i));
+  return head_page(a.pool, row_of(a.step, part.request), head_of(a, part), part.first_page + i);
 }
 
 // Slots of whole pages whose scores become weights together: it spares steps of the softmax, which
@@ -309,8 +308,10 @@ FASTGEN_INLINE void add_values(const DecodeArgs& a, const DecodePart& part) {
   const int64_t score_stride = static_cast<int64_t>(a.part_pages) * slots;
   const float* most = part.state + static_cast<int64_t>(group) * a.pool.head_size;
   const float* factor = most + group;
-  const bool squares = head_of(a, part).rule == kByEnergy;
-  for (int first = 0; first < part.num_slots; first += slots) {
+  const HeadRecord& head = head_of(a, part);
+  const bool squares = head.rule == kByEnergy;
+  const int fixed = head.read_only > part.first_page ? head.read_only - part.first_page : 0;
+  for (int first = fixed * slots; first < part.num_slots; first += slots) {
     float* values = a.values + page_of_part(a, part, first / slots).meta_slot;
     const int left = part.num_slots - first;
     // Slots past the end of the head have probability 0, up to the end of the page.

@@ -122,7 +122,7 @@ struct CompactArgs {
   BlockRow new_row;
   int num_kept;               // K
   const int32_t* kept;        // [K] token positions
-  const int64_t* kept_start;  // [L*H + 1]
+  const int64_t* kept_start;  // [L*H + 1], of slots beyond a head's stock pages, which stay
   const float* kept_value;    // [K]
   const HeadRecord* heads;    // [L*H]
   int32_t* positions;         // [B, L*H, S]

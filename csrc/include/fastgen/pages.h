@@ -52,9 +52,13 @@ FASTGEN_ANYWHERE static inline bool is_block(int32_t block, int num_blocks) {
   return 0 <= block && block < num_blocks;
 }
 
+FASTGEN_ANYWHERE static inline int pages_per_block(const PagePool& pool) {
+  return pool.num_layers * pool.num_heads;
+}
+
 // Pages of the stream that a row holds.
 FASTGEN_ANYWHERE static inline int64_t stream_pages(const PagePool& pool, const BlockRow& row) {
-  return static_cast<int64_t>(row.num_blocks) * pool.num_layers * pool.num_heads;
+  return static_cast<int64_t>(row.num_blocks) * pages_per_block(pool);
 }
 
 // Lanes of a line of a page in pairs: tokens of K, columns of V.
@@ -80,11 +84,17 @@ FASTGEN_ANYWHERE static inline char* stock_page(const PagePool& pool, int layer,
 
 FASTGEN_ANYWHERE static inline StreamPage stream_page(const PagePool& pool, const BlockRow& row,
                                                       int32_t page) {
-  const int pages_per_block = pool.num_layers * pool.num_heads;
-  const int32_t block = row.blocks[page / pages_per_block];
-  const int in_block = page % pages_per_block;
+  const int per_block = pages_per_block(pool);
+  const int32_t block = row.blocks[page / per_block];
+  const int in_block = page % per_block;
   return {stock_page(pool, in_block / pool.num_heads, block, in_block % pool.num_heads),
-          (static_cast<int64_t>(block) * pages_per_block + in_block) * pool.page_slots};
+          (static_cast<int64_t>(block) * per_block + in_block) * pool.page_slots};
+}
+
+// The i-th page of a head of the request whose blocks are `row`.
+FASTGEN_ANYWHERE static inline StreamPage head_page(const PagePool& pool, const BlockRow& row,
+                                                    const HeadRecord& head, int32_t i) {
+  return stream_page(pool, row, stream_page_of(head, i, pages_per_block(pool)));
 }
 
 }  // namespace fastgen

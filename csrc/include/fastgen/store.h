@@ -28,11 +28,8 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, const Blo
   Ints least_position = Ints{} + INT32_MAX;
   Ints least_slot = Ints{} - 1;
   const Ints spare_none = Ints{} - (e.spare_infinite ? 0 : 1);
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-
-  for (int page = 0; page * slots < head.length; ++page) {
-    const int64_t meta = stream_page(a.pool, row, stream_page_of(head, page)).meta_slot;
+  for (int page = head.read_only; page * slots < head.length; ++page) {
+    const int64_t meta = head_page(a.pool, row, head, page).meta_slot;
     for (int t = 0; t < slots; t += kLanes) {
       const Ints position = load(a.positions + meta + t);
       const Floats value = load(a.values + meta + t);
@@ -46,7 +43,7 @@ static int32_t find_victim(const StoreArgs& a, const HeadRecord& head, const Blo
       const Ints better = eligible & less;
       least_worth = better ? worth : least_worth;
       least_position = better ? position : least_position;
-      least_slot = better ? lane + (page * slots + t) : least_slot;
+      least_slot = better ? lane_numbers() + (page * slots + t) : least_slot;
     }
   }
   int best = 0;
@@ -108,7 +105,7 @@ static void store(const StoreArgs& a, int request, int head_index) {
                            ? head.length++
                            : choose_slot(a, head, row, token_position);
 
-  const StreamPage page = stream_page(a.pool, row, stream_page_of(head, slot / slots));
+  const StreamPage page = head_page(a.pool, row, head, slot / slots);
   const int64_t token = a.step.token_index[request];
   const char* key =
       a.key + (token * a.key_token_stride + head_index * a.key_head_stride) * a.pool.element_size;
