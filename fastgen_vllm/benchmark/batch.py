@@ -13,11 +13,12 @@ _TIMELINE_POINTS = 2000
 
 
 class Settings(EngineSettings):
-    """A batch of equal requests, all there from the start."""
+    """A batch of requests of equal lengths, all there from the start."""
 
     num_requests: int
     prompt_len: int
     output_len: int
+    shared_len: int = 0  # first tokens that all prompts have in common
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class BatchMetrics:
     mean_running: float  # over steps
     preemptions: float
     peak_blocks: float
+    computed_tokens: float  # of prompts, and of what preempted requests compute again
     kept_share: float  # of prompts, mean over requests that were profiled; 1 without FastGen
     seconds: float
     prefill_seconds: float  # of steps that computed prompts, whole or in part
@@ -43,7 +45,8 @@ class BatchMetrics:
 def measure(settings: Settings) -> Sample:
     """Run the batch in this process."""
     prompts = text_prompts(
-        load_tokenizer(settings.model), settings.num_requests, settings.prompt_len, settings.seed
+        *(load_tokenizer(settings.model), settings.num_requests, settings.prompt_len),
+        *(settings.seed, settings.shared_len),
     )
     engine = SteppedEngine(settings)
     engine.warm_up(prompts[0])
@@ -78,6 +81,7 @@ def summarize(
         mean_running=statistics.mean(step.running for step in steps),
         preemptions=preemptions,
         peak_blocks=max(step.blocks for step in steps),
+        computed_tokens=sum(step.prefilled for step in steps),
         kept_share=compression.kept_share,
         seconds=end - start,
         prefill_seconds=sum(step.end - step.start for step in steps if step.prefilled),

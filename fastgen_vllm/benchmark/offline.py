@@ -15,6 +15,7 @@ from fastgen_vllm.benchmark.options import (
     check_pool,
     default_threads,
     model_len,
+    positive,
 )
 from fastgen_vllm.benchmark.process import in_process_environment, run_worker
 from fastgen_vllm.benchmark.results import Sample
@@ -22,6 +23,7 @@ from fastgen_vllm.benchmark.table import Column
 
 COLUMNS = (
     Column("kept_share", "kept share", compared=False),
+    Column("computed_tokens", "prompt tokens computed"),
     Column("peak_running", "peak running"),
     Column("mean_running", "mean running"),
     Column("preemptions", "preemptions", compared=False),
@@ -32,14 +34,22 @@ COLUMNS = (
     Column("prefill_seconds", "prefill s"),
     Column("profiling_seconds", "profiling s", compared=False),
     Column("compaction_seconds", "compaction s", compared=False),
-    Column("peak_blocks", "peak blocks", compared=False),
+    Column("peak_blocks", "peak blocks"),
 )
+BATCH, SHARED_PREFIX = "batch", "shared-prefix"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``offline``."""
     add_common(parser)
     add_load(parser)
+    add = parser.add_argument
+    add("--workload", default=BATCH, choices=[BATCH, SHARED_PREFIX],
+        help="batch: prompts that have nothing in common, without prefix caching; shared-prefix: "
+        "all begin with the same --shared-len tokens, with prefix caching (default: %(default)s)",
+        )  # fmt: skip
+    add("--shared-len", type=positive, metavar="N",
+        help="of shared-prefix (default: three quarters of --prompt-len)")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """
     engines, models = comparison.sides_of(options)
     length = options.prompt_len + options.output_len
+    shared_len = _shared_len(options)
     check_lengths(models, length, "--prompt-len and --output-len")
     max_model_len = model_len(models, length)
     check_pool(models, options.pool_gib, max_model_len)
@@ -68,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
             num_requests=options.num_requests,
             prompt_len=options.prompt_len,
             output_len=options.output_len,
+            shared_len=shared_len,
+            prefix_caching=options.workload == SHARED_PREFIX,
         )
         environment = {**in_process_environment(threads), **engine.environment}
         return run_worker("batch", settings, environment)
@@ -76,12 +89,33 @@ def run(options: argparse.Namespace) -> int:
         options,
         engines,
         models,
+        workload=options.workload,
         num_requests=options.num_requests,
         prompt_len=options.prompt_len,
+        shared_len=shared_len,
         output_len=options.output_len,
         pool_gib=options.pool_gib,
         block_size=BLOCK_SIZE,
         max_num_batched_tokens=max(MAX_BATCHED_TOKENS, options.num_requests),
-        prefix_caching=False,
+        prefix_caching=options.workload == SHARED_PREFIX,
     )
     return comparison.run(comparison.Comparison(engines, facts, COLUMNS, measure), options)
+
+
+def _shared_len(options: argparse.Namespace) -> int:
+    """First tokens that all prompts have in common.
+
+    Raises:
+        ValueError: the options contradict each other.
+    """
+    if options.workload != SHARED_PREFIX:
+        if options.shared_len is not None:
+            raise ValueError(f"--shared-len is of --workload {SHARED_PREFIX}.")
+        return 0
+    shared = options.shared_len
+    shared_len: int = options.prompt_len * 3 // 4 if shared is None else shared
+    if shared_len >= options.prompt_len:
+        raise ValueError(
+            f"--shared-len {shared_len}: must be less than --prompt-len {options.prompt_len}."
+        )
+    return shared_len

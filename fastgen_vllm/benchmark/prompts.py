@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
-def text_prompts(tokenizer: Any, count: int, length: int, seed: int) -> list[list[int]]:
+def text_prompts(
+    tokenizer: Any, count: int, length: int, seed: int, shared: int = 0
+) -> list[list[int]]:
     """Cut ``count`` prompts of exactly ``length`` tokens, where the seed says.
+
+    Args:
+        shared: first tokens that are the same in all prompts.
 
     Raises:
         ValueError: the manual is not that long.
@@ -19,7 +24,8 @@ def text_prompts(tokenizer: Any, count: int, length: int, seed: int) -> list[lis
         raise ValueError(f"prompts of {length} tokens: the Python manual has {len(tokens)}.")
     dice = random.Random(seed)
     starts = [dice.randrange(len(tokens) - length + 1) for _ in range(count)]
-    return [tokens[start : start + length] for start in starts]
+    first = tokens[starts[0] : starts[0] + shared]
+    return [first + tokens[start + shared : start + length] for start in starts]
 
 
 def write_dataset(path: Path, tokenizer: Any, count: int, length: int, seed: int) -> None:

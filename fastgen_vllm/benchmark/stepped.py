@@ -23,6 +23,7 @@ class EngineSettings(BaseModel):
     max_running: int
     pool_bytes: int
     seed: int
+    prefix_caching: bool = False
 
 
 class Step(NamedTuple):
@@ -70,7 +71,7 @@ class SteppedEngine:
             max_num_seqs=settings.max_running,
             max_num_batched_tokens=max(MAX_BATCHED_TOKENS, settings.max_running),
             kv_cache_memory_bytes=settings.pool_bytes,
-            enable_prefix_caching=False,
+            enable_prefix_caching=settings.prefix_caching,
             disable_log_stats=True,
             use_tqdm_on_load=False,
             distributed_executor_backend="uni",
@@ -118,6 +119,8 @@ class SteppedEngine:
             self.step()
         self._preemptions.clear()
         self.take_compression()
+        if not self._scheduler.reset_prefix_cache():
+            raise AssertionError("something still reads the warm-up's blocks")
 
     def add(self, name: str, prompt: list[int], output_tokens: int) -> None:
         """Queue a request that generates exactly so many tokens."""

@@ -67,6 +67,28 @@ def test_two_engines_are_compared(tiny_model: Path, quarter: str, tmp_path: Path
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_shared_beginning_is_computed_and_held_once(
+    tiny_model: Path, quarter: str, tmp_path: Path
+) -> None:
+    """In blocks of 512 tokens by FastGen, which has replayed them, and of 32 by stock."""
+    done = benchmark(
+        *("offline", "--workload", "shared-prefix", "--shared-len", "640", "--model"),
+        *(str(tiny_model), "--fastgen", quarter, "--pool-gib", "0.01", "--num-requests", "4"),
+        *("--prompt-len", "768", "--output-len", "64", "--threads", "1"),
+        *("--json", str(tmp_path / "a.json")),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    facts = found["facts"]
+    assert (facts["workload"], facts["shared_len"]) == ("shared-prefix", 640)
+    assert facts["prefix_caching"] is True
+    ours, stock = found["median"]["fastgen"], found["median"]["stock"]
+    assert stock["computed_tokens"] == 768 + 3 * 128
+    assert ours["computed_tokens"] == 768 + 3 * 256
+    assert stock["peak_blocks"] == 20 + 4 * 6
+    assert ours["peak_blocks"] <= 24 + 3 * 8
+
+
 def test_two_models_are_compared(tmp_path: Path) -> None:
     """In one pool a layer-condensed model has room for as many more as it has fewer KV layers."""
     for name, layers in (("plain", "0_1_2_3_4_5_6"), ("lckv", "0_5_5_5_5_5_6")):
