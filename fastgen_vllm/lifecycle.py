@@ -10,10 +10,11 @@ Decode then stores each new token by the head's rule (the ``store`` op) and atte
 head's own pages (``decode_attention``). Nothing here knows vLLM.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastgen_vllm.compaction import PreparedCompaction
 from fastgen_vllm.config import FastGenConfig
@@ -76,15 +77,22 @@ def plan_compaction(
     config: FastGenConfig,
     options: RequestOptions,
     geometry: CacheGeometry,
+    stock_blocks: int = 0,
 ) -> CompactionPlan:
     """Choose a policy for every head of a profiled prompt and lay out its page stream.
+
+    Args:
+        stock_blocks: first blocks of the prompt that others read, too: they stay where they are,
+            and the budget is spent on what follows.
 
     Raises:
         PolicyError: a policy of the user's own fails on it.
     """
     goal = Goal.of(config, options, profile.num_tokens)
-    choice = selector_for(config, goal).choose(profile, goal.recovery)
-    stream = StreamPlan.make(choice, profile.num_observed, geometry)
+    shared = stock_blocks * geometry.block_size
+    choice = selector_for(config, goal).choose(profile.after(shared), goal.recovery)
+    choice = replace(choice, keep=pad(choice.keep, (shared, 0), value=True))
+    stream = StreamPlan.make(choice, profile.num_observed, geometry, stock_blocks)
     return CompactionPlan(profile, choice, stream)
 
 

@@ -47,6 +47,7 @@ class Head:
     protects: int = 0
     window: int = 0
     observed_from: int = 0
+    first_free: int = 0  # tokens before this one are never freed: others read them, too
 
     def store(self, position: int, token_class: int, key: Tensor, value: Tensor) -> None:
         """Take a new token, in the place of the least valued one if there is no room."""
@@ -64,7 +65,8 @@ class Head:
         return pages * self.page_slots
 
     def _victim(self, position: int) -> Slot:
-        free = [slot for slot in self.slots if slot.mass != math.inf]
+        own = [slot for slot in self.slots if slot.position >= self.first_free]
+        free = [slot for slot in own if slot.mass != math.inf]
         outside = [slot for slot in free if slot.position <= position - self.window]
         if outside and self.rule in (StoreRule.BY_VALUE, StoreRule.BY_ENERGY):
             return min(
@@ -74,7 +76,7 @@ class Head:
                     s.position,
                 ),
             )
-        return min(outside or free or self.slots, key=lambda slot: slot.position)
+        return min(outside or free or own, key=lambda slot: slot.position)
 
     def attend(self, queries: Tensor, scale: float, pool: str) -> Tensor:
         """Return [G, D], the attention output of G query heads, and accumulate their mass."""
@@ -211,7 +213,8 @@ class Decoder:
                 record = records[layer, index].tolist()
                 head.rule = record[HeadField.RULE]
                 if head.rule != StoreRule.APPEND:
-                    head.pages = record[HeadField.NUM_PAGES]
+                    head.pages = record[HeadField.STOCK_PAGES] + record[HeadField.NUM_PAGES]
+                head.first_free = record[HeadField.READ_ONLY] * block_size
                 head.page_slots = block_size
                 head.growth_period = record[HeadField.GROWTH_PERIOD]
                 head.room = record[HeadField.ROOM]

@@ -32,7 +32,8 @@ class PreparedCompaction(NamedTuple):
 
     stream: StreamPlan
     num_prompt: int  # N
-    kept: Tensor  # [K] int32, positions of the prompt, ascending per head, heads in (l, h) order
+    kept: Tensor  # [K] int32, positions of the prompt, ascending per head, heads in (l, h) order;
+    #             without those on blocks that stay
     kept_count: Tensor  # [L*H] int64, how many of them each head has
     seen: Tensor  # [K] float32, accumulated attention, or energy where the head values by it
     average: Tensor  # [L*H] float32, of those of all tokens of the prompt, of one query
@@ -43,7 +44,8 @@ class PreparedCompaction(NamedTuple):
     ) -> "PreparedCompaction":
         """Take from a prompt's profile what the kept tokens start with."""
         heads = (choice.index.numel(), profile.num_tokens)
-        keep = choice.keep.reshape(heads)
+        keep = choice.keep.reshape(heads).clone()
+        keep[:, : stream.num_stock] = False
         by_energy = stream.records[..., HeadField.RULE, None] == StoreRule.BY_ENERGY
         seen = torch.where(by_energy, profile.energy, profile.attention).view(heads)
         head, position = keep.nonzero(as_tuple=True)
@@ -75,6 +77,7 @@ class PreparedCompaction(NamedTuple):
         keep = torch.zeros(num_heads, num_stored, dtype=torch.bool)
         keep[prompt] = True
         keep[:, self.num_prompt :] = True
+        num_stock = self.stream.num_stock
 
         position = torch.arange(num_stored)
         value = torch.zeros(num_heads, num_stored)
@@ -84,10 +87,10 @@ class PreparedCompaction(NamedTuple):
         protected = (records[:, HeadField.PROTECTS, None] & token_class) != 0
         value.masked_fill_(protected, math.inf)
 
-        capacity = self.stream.capacity(num_stored).flatten()
+        capacity = self.stream.capacity(num_stored).flatten() - num_stock
         free_excess(keep, value, position, capacity, records)
         kept_count = keep.sum(-1)
-        records[:, HeadField.LENGTH] = kept_count.int()
+        records[:, HeadField.LENGTH] = num_stock + kept_count.int()
         kept_start = torch.zeros(num_heads + 1, dtype=torch.int64)
         torch.cumsum(kept_count, 0, out=kept_start[1:])
         head, kept = keep.nonzero(as_tuple=True)

@@ -1,6 +1,6 @@
 """Cache spec and manager: a compacted request needs as many blocks as its stream says."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import Any
@@ -13,6 +13,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from fastgen_vllm.pages.size import StreamSize
+from fastgen_vllm.profile.replay import whole_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,8 @@ class PerHeadManager(FullAttentionManager):
         self._streams: dict[str, StreamSize] = {}
         #: blocks beside whose K and V lies what their own queries read when they were replayed
         self._replayed: set[int] = set()
+        #: whether a request's prompt is being replayed
+        self.is_replaying: Callable[[str], bool] = lambda request_id: False
 
     def is_compacted(self, request_id: str) -> bool:
         """Whether the request's row is a page stream."""
@@ -80,15 +83,23 @@ class PerHeadManager(FullAttentionManager):
         """Blocks that the request holds now."""
         return len(self.req_to_blocks.get(request_id, ()))
 
-    def num_returned(self, request_id: str) -> int:
-        """Blocks that come back when the request gives up its row: those without other readers."""
-        return sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
+    def num_returned(self, request_id: str, num_stay: int) -> int:
+        """Blocks that come back when the request gives up its row, but for the first ones.
+
+        Those without other readers do.
+        """
+        return sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id][num_stay:])
+
+    def num_shared(self, request_id: str, num_tokens: int) -> int:
+        """How many first blocks others read, too, of those that are full with so many tokens."""
+        row = self.req_to_blocks[request_id][: num_tokens // self.block_size]
+        return len(list(takewhile(lambda block: block.ref_cnt > 1, row)))
 
     def num_free(self) -> int:
         """Blocks that the pool can hand out."""
         return int(self.block_pool.get_num_free_blocks())
 
-    def note_replayed(self, request_id: str, num_tokens: int) -> None:
+    def _note_replayed(self, request_id: str, num_tokens: int) -> None:
         """The queries of a prompt's first tokens have been replayed, or will be in this step."""
         for block in self.req_to_blocks[request_id][: num_tokens // self.block_size]:
             if block.block_id not in self._replayed:
@@ -120,15 +131,17 @@ class PerHeadManager(FullAttentionManager):
     ) -> tuple[list[int], list[int]]:
         """Swap the request's row for a page stream; return (old, new) block ids.
 
+        The first ``size.stock_blocks`` stay, as others read them, or did when it was planned.
         New blocks are taken before old ones go back, as far as the pool has any, so that the
         worker seldom has to write where it reads. The old blocks keep their prefix-cache hashes.
         They may be handed out again in the same step: the worker copies before it computes.
         """
         old, pool = self.req_to_blocks[request_id], self.block_pool
-        needed = size.blocks(num_stored)
+        stay, go = old[: size.stock_blocks], old[size.stock_blocks :]
+        needed = size.blocks(num_stored) - len(stay)
         new = self._take(min(needed, self.num_free()))
-        pool.free_blocks(reversed(old))
-        new += self._take(needed - len(new))
+        pool.free_blocks(reversed(go))
+        new = stay + new + self._take(needed - len(new))
         self.req_to_blocks[request_id] = new
         self._streams[request_id] = size
         return [block.block_id for block in old], [block.block_id for block in new]
@@ -180,10 +193,14 @@ class PerHeadManager(FullAttentionManager):
         *,
         replay_boundaries: Sequence[int],
     ) -> None:
-        if not self.is_compacted(request.request_id):
-            super().cache_blocks(
-                request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
-            )
+        if self.is_compacted(request.request_id):
+            return
+        super().cache_blocks(
+            request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
+        )
+        if self.is_replaying(request.request_id):
+            of_prompt = min(num_tokens, request.num_prompt_tokens)
+            self._note_replayed(request.request_id, whole_blocks(of_prompt))
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self._streams.pop(request_id, None)
@@ -193,14 +210,16 @@ class PerHeadManager(FullAttentionManager):
         """Raise AssertionError unless every block of the pool is accounted for.
 
         Each block's reference count equals the rows it stands in; a compacted request's
-        blocks are its own and carry no prefix-cache hash; free and used blocks are all.
+        blocks, but for those that stayed, are its own and carry no prefix-cache hash; free and used
+        blocks are all.
         """
         pool = self.block_pool
         references: dict[int, int] = {}
         for request_id, row in self.req_to_blocks.items():
-            for block in row:
+            size = self._streams.get(request_id)
+            for index, block in enumerate(row):
                 references[block.block_id] = references.get(block.block_id, 0) + 1
-                if self.is_compacted(request_id):
+                if size is not None and index >= size.stock_blocks:
                     assert block.block_hash is None, f"{block} of a compacted request is cached"
                     assert block.ref_cnt == 1, f"{block} of a compacted request is shared"
         for block in pool.blocks:

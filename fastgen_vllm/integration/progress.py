@@ -33,8 +33,12 @@ class RequestProgress:
     @property
     def is_replaying(self) -> bool:
         """Whether its prompt is being replayed: it is not whole yet."""
-        replays = self.observation is not None and self.observation.is_replay
-        return replays and self.is_profiled and self.plan is None
+        return self.awaits_plan and self.observation is not None and self.observation.is_replay
+
+    @property
+    def awaits_plan(self) -> bool:
+        """Whether its prompt will be profiled, or was in a step that is not over."""
+        return self.is_profiled and self.plan is None
 
     def receive(self, plan: PlanReport) -> None:
         """Its prompt has been profiled."""

@@ -46,6 +46,8 @@ class PerHeadScheduling(Scheduler):
         #: None: this model's cache cannot be compressed and the user chose to serve it so
         self._manager = manager if isinstance(manager, PerHeadManager) else None
         self._progress: dict[str, RequestProgress] = {}
+        if self._manager is not None and may_replay(self._fastgen):
+            self._manager.is_replaying = lambda id_: self._progress[id_].is_replaying
         #: requests whose plan waits to be carried out, oldest first
         self._pending: dict[str, Request] = {}
         self._declined: list[str] = []
@@ -60,7 +62,6 @@ class PerHeadScheduling(Scheduler):
             return super().schedule(throttle_prefills)
         compactions = self._compact_pending(self._manager)
         output = super().schedule(throttle_prefills)
-        self._note_replayed(output, self._manager)
         preempted = output.preempted_req_ids or ()
         orders = StepOrders(
             compactions=[order for order in compactions if order.request_id not in preempted],
@@ -70,6 +71,7 @@ class PerHeadScheduling(Scheduler):
                 for new in output.scheduled_new_reqs
                 if self._progress[new.req_id].is_profiled
             ],
+            shared=self._shared(output, self._manager),
         )
         for order in orders.compactions:
             self.stats.compactions += 1
@@ -90,15 +92,16 @@ class PerHeadScheduling(Scheduler):
         )
         return outputs
 
-    def _note_replayed(self, output: SchedulerOutput, manager: PerHeadManager) -> None:
-        """Remember which blocks of prompts have been replayed once this step is over."""
-        if not may_replay(self._fastgen):
-            return
+    def _shared(self, output: SchedulerOutput, manager: PerHeadManager) -> dict[str, int]:
+        """First blocks that others read, too, of every profiled prompt that ends in this step."""
+        shared = {}
         for request_id in output.num_scheduled_tokens:
-            if self._progress[request_id].is_replaying:
-                request = self.requests[request_id]
-                computed = min(request.num_computed_tokens, request.num_prompt_tokens)
-                manager.note_replayed(request_id, whole_blocks(computed))
+            request = self.requests[request_id]
+            ends = request.num_computed_tokens >= request.num_prompt_tokens
+            if ends and self._progress[request_id].awaits_plan:
+                # Something is left to choose from.
+                shared[request_id] = manager.num_shared(request_id, request.num_prompt_tokens - 1)
+        return shared
 
     def _receive(self, report: WorkerReport) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
@@ -139,7 +142,10 @@ class PerHeadScheduling(Scheduler):
             progress.compact(num_stored, given_back=max(0, manager.num_free() - free))
             self._departures += 1
             orders.append(
-                CompactionOrder(request_id, request.num_preemptions, old, new, num_stored)
+                CompactionOrder(
+                    *(request_id, request.num_preemptions, old, new, num_stored),
+                    num_stay=size.stock_blocks,
+                )
             )
         return orders
 
@@ -163,15 +169,16 @@ class PerHeadScheduling(Scheduler):
         If it saves there is room: it takes less than it returns. The readers of its blocks are
         counted again only when it has more blocks or some reader left: it may wait for long.
         """
-        held = manager.num_blocks(request.request_id)
-        needed = size.blocks(request.num_computed_tokens)
+        request_id, num_stay = request.request_id, size.stock_blocks
+        taken = size.blocks(request.num_computed_tokens) - num_stay
+        held = manager.num_blocks(request_id)
         if self._fastgen.force:
-            room = manager.num_free() + manager.num_returned(request.request_id)
-            return Uncompacted.NO_ROOM if needed > room else None
+            room = manager.num_free() + manager.num_returned(request_id, num_stay)
+            return Uncompacted.NO_ROOM if taken > room else None
         look = (held, self._departures)
-        if needed >= held or progress.looked_at == look:
+        if taken >= held - num_stay or progress.looked_at == look:
             return Uncompacted.NO_SAVING
-        if needed >= manager.num_returned(request.request_id):
+        if taken >= manager.num_returned(request_id, num_stay):
             progress.looked_at = look
             return Uncompacted.NO_SAVING
         return None

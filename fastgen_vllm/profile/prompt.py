@@ -1,6 +1,6 @@
 """The profile of one prompt, from which every head's policy is chosen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -32,6 +32,16 @@ class PromptProfile:
     def num_tokens(self) -> int:
         """Tokens of the prompt, ``N``."""
         return self.attention.shape[-1]
+
+    def after(self, num_tokens: int) -> "PromptProfile":
+        """The profile of what follows the first tokens."""
+        return replace(
+            self,
+            attention=self.attention[..., num_tokens:],
+            energy=self.energy[..., num_tokens:],
+            value_norm=self.value_norm[..., num_tokens:],
+            token_class=self.token_class[num_tokens:],
+        )
 
     @property
     def mass(self) -> Tensor:

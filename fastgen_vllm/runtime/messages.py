@@ -22,6 +22,7 @@ class CompactionOrder(NamedTuple):
     old_row: list[int]  # block ids, in order; may be reused right after the copy
     new_row: list[int]
     num_stored: int  # tokens on the old blocks
+    num_stay: int = 0  # first blocks of both rows, the same ones
 
 
 @dataclass
@@ -33,6 +34,8 @@ class StepOrders:
     declined: list[str] = field(default_factory=list)
     #: requests among the step's new ones whose prompts are profiled
     profiled: list[str] = field(default_factory=list)
+    #: profiled requests whose prompts end in this step: first blocks that others read, too
+    shared: dict[str, int] = field(default_factory=dict)
 
 
 class PlanReport(NamedTuple):

@@ -106,6 +106,11 @@ class FastGenRuntime:
         prompt_class = self._token_class[self._to_device(prompt, torch.int64)]
         self._requests[request_id] = TrackedRequest(options, observation, prompt_class)
 
+    def share(self, request_id: str, stock_blocks: int) -> None:
+        """Note that others read so many of the first blocks of a prompt that ends in this step."""
+        if (request := self._requests.get(request_id)) is not None:
+            request.stock_blocks = stock_blocks
+
     def release(self, request_id: str) -> None:
         """Forget a request that finished or will not be compacted."""
         request = self._requests.pop(request_id, None)
@@ -159,7 +164,7 @@ class FastGenRuntime:
 
         There are none unless the pool was so full that old blocks were handed out again.
         """
-        both = sorted(set(order.old_row) & set(order.new_row))
+        both = sorted(set(order.old_row[order.num_stay :]) & set(order.new_row[order.num_stay :]))
         saved = self._arena[:, :0]
         if both:
             saved = self._arena.index_select(1, self._to_device(both, torch.int32))
@@ -207,7 +212,8 @@ class FastGenRuntime:
         slots = torch.arange(int(record[HeadField.LENGTH]), device=self._device)
         _, per_block, page_slots = self._positions.shape
         where = locate(slots, record, block_row, per_block, page_slots)
-        return sorted(self._positions[where].tolist())
+        is_stock = slots < record[HeadField.STOCK_PAGES] * page_slots
+        return sorted(torch.where(is_stock, slots, self._positions[where]).tolist())
 
     def _to_device(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
         """Copy numbers to the device without waiting for what it is doing."""
@@ -463,7 +469,10 @@ class FastGenRuntime:
             )
             try:
                 with self._device:  # where policies and plans make their tensors
-                    plan = plan_compaction(profile, self._config, request.options, self._geometry)
+                    plan = plan_compaction(
+                        *(profile, self._config, request.options, self._geometry),
+                        request.stock_blocks,
+                    )
             except PolicyError as error:
                 logger.error("FastGen: %s: served uncompressed.", error, exc_info=error.__cause__)
                 self.release(request_id)

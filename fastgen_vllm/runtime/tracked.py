@@ -32,6 +32,7 @@ class TrackedRequest:
     energy: Tensor | None = None  # [L, H, N] while profiling
     waiting: Waiting = field(default_factory=dict)  # while its queries are replayed
     prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
+    stock_blocks: int = 0  # first blocks that others read, too, when the prompt ended
     preemptions: int = 0
     prepared: PreparedCompaction | None = None  # until it is carried out
     planned: PlanReport | None = None  # of that compaction, also once it was carried out
@@ -53,5 +54,6 @@ class TrackedRequest:
         self.next_observed = self.observation.first_asked
         self.attention = self.energy = self.prompt_row = self.prepared = self.planned = None
         self.lane = self.size = None
+        self.stock_blocks = 0
         self.waiting.clear()
         self.later_class.clear()

@@ -12,7 +12,6 @@ from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.lifecycle import CompactionPlan, plan_compaction
 from fastgen_vllm.profile import PromptProfile
 from fastgen_vllm.profile.observation import Observation
-from fastgen_vllm.profile.replay import SAMPLE
 from fastgen_vllm.request import RequestOptions
 from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
 from tests.integration.tiny import random_prompts
@@ -91,9 +90,13 @@ def compare(
     *,
     max_tokens: int,
     tolerance: float,
+    num_shared: int = 0,
     **options: Any,
 ) -> tuple[CompactionPlan, list[list[list[int]]]]:
     """Run the engine, feed its tokens to the oracle, compare.
+
+    Args:
+        num_shared: first tokens of the prompt that another request reads, too.
 
     Returns:
         The plan, and the positions that the engine's heads held near the end.
@@ -102,6 +105,10 @@ def compare(
     first_kept: list[list[list[int]]] = []
     last_kept: list[list[list[int]]] = []
     try:
+        if num_shared:
+            other = prompt[:num_shared] + prompt[:5]
+            off = {"fastgen": "off"}
+            engine.add(other, max_tokens=max_tokens, detokenize=False, extra_args=off)
         request_id = engine.add(prompt, max_tokens=max_tokens, logprobs=5, detokenize=False)
         table = engine.runtime._token_class
 
@@ -118,7 +125,7 @@ def compare(
 
     oracle = Decoder(model)
     asked = Observation.of(config, RequestOptions(), len(prompt))
-    sample = (1 if config.observe == "exact replay" else SAMPLE) if asked.is_replay else 0
+    sample = asked.sample if asked.is_replay else 0
     logprobs = oracle.prefill(prompt, asked.num_observed, config.pool, replay=sample)
     token_class = table[torch.tensor(prompt)]
     profile = PromptProfile(
@@ -137,7 +144,8 @@ def compare(
         BLOCK_SIZE,
         num_blocks=0,
     )
-    plan = plan_compaction(profile, config, RequestOptions(), geometry)
+    stock_blocks = num_shared // BLOCK_SIZE
+    plan = plan_compaction(profile, config, RequestOptions(), geometry, stock_blocks)
     oracle.compact(plan.choice.keep, plan.stream.records, token_class, BLOCK_SIZE)
     for step, token in enumerate(result.tokens):
         for candidate, logprob in result.logprobs[step].items():
@@ -175,6 +183,15 @@ def run_tiny(
 def test_random_model(name: str, model: str, request: pytest.FixtureRequest) -> None:
     plan, _ = run_tiny(name, request.getfixturevalue(model))
     assert plan.kept_share < 1.0, "nothing was freed: the test compares nothing"
+
+
+@pytest.mark.parametrize("name", ["paper", "coverage", "growing", "share-generated"])
+def test_shared_prefix(name: str, tiny_llama: Path) -> None:
+    """Heads hold all of it, and free and value only what follows."""
+    plan, kept = run_tiny(name, tiny_llama, max_tokens=150, num_prompt=403, num_shared=288)
+    assert plan.stream.size.stock_blocks == 9
+    assert plan.kept_share < 1.0
+    assert all(set(range(288)) <= set(head) for layer in kept for head in layer)
 
 
 @pytest.mark.parametrize("name", ["replay", "replay-max", "exact replay"])

@@ -137,26 +137,49 @@ def test_compaction_in_a_full_pool(tiny_llama: Path) -> None:
     assert tokens[0] == tokens[1]
 
 
-def test_shared_blocks_leave_no_room(tiny_llama: Path) -> None:
-    """Blocks that others read do not come back: without room the request stays as it is."""
+def test_readers_that_come_after_the_plan_leave_no_room(tiny_llama: Path) -> None:
+    """Their blocks neither stay, as the plan does not know, nor come back: it stays as it is."""
     config = engine_config(
         tiny_llama,
         FastGenConfig(policy="full", force=True, observe=32),
+        async_scheduling=True,
         **(OPTIONS | dict(num_gpu_blocks_override=31)),
     )
     engine = Engine(config)
     try:
         (prompt,) = random_prompts([640], seed=9)
-        first = engine.add(prompt, max_tokens=3, extra_args={"fastgen": "off"}, **PARAMS)
-        engine.run()
+        on = engine.add(prompt, max_tokens=20, **PARAMS)
+        while not (running := engine.scheduler.running) or running[0].num_computed_tokens < 640:
+            engine.step()
         # Both share the first 19 of 20 blocks: a stream of 20 finds less than 10 blocks free.
         off = engine.add(prompt, max_tokens=40, extra_args={"fastgen": "off"}, **PARAMS)
-        engine.step()
+        results = engine.run()
+        assert results[on].tokens == results[off].tokens[:20]
+        assert engine.stats.uncompacted == {"off": 1, "no_room": 1}
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_shared_blocks_take_no_room(tiny_llama: Path, is_async: bool) -> None:
+    """Readers that are there when the prompt ends: their blocks stay in the stream."""
+    config = engine_config(
+        tiny_llama,
+        FastGenConfig(policy="full", force=True, observe=32),
+        async_scheduling=is_async,
+        **(OPTIONS | dict(num_gpu_blocks_override=31)),
+    )
+    engine = Engine(config)
+    try:
+        (prompt,) = random_prompts([640], seed=9)
+        off = engine.add(prompt, max_tokens=40, extra_args={"fastgen": "off"}, **PARAMS)
+        while not (running := engine.scheduler.running) or running[0].num_computed_tokens < 640:
+            engine.step()
         on = engine.add(prompt, max_tokens=20, **PARAMS)
         results = engine.run()
         assert results[on].tokens == results[off].tokens[:20]
-        assert results[first].tokens == results[off].tokens[:3]
-        assert engine.stats.uncompacted == {"off": 2, "no_room": 1}
+        assert engine.stats.uncompacted == {"off": 1}
+        assert engine.stats.compactions == 1
     finally:
         engine.close()
 
