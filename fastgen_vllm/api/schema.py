@@ -142,6 +142,9 @@ class RunningRequest(BaseModel):
     prompt_tokens: int
     stored_tokens: int = Field(description="tokens, prompt and answer, that the model has seen")
     blocks: int = Field(description="blocks that it holds")
+    blocks_shared: int = Field(
+        description="the first ones of these that stayed at its compaction, as others read them too"
+    )
     blocks_uncompressed: int = Field(description="blocks that so many tokens take in stock vLLM")
     compacted: bool = Field(description="whether it decodes over per-head block tables")
     kept_share: Share | None = Field(description="of its prompt; null before it is planned")

@@ -286,6 +286,7 @@ class PerHeadScheduling(Scheduler):
             kept_share=1.0 if plan is None else plan.kept_share,
             policies={} if plan is None else plan.heads_by_policy,
             blocks=manager.num_blocks(request.request_id),
+            blocks_shared=0 if plan is None else plan.size.stock_blocks,
             blocks_uncompressed=cdiv(request.num_computed_tokens, self.block_size),
             preemptions=request.num_preemptions,
             uncompacted_because=None if progress.outcome is None else progress.outcome.value,

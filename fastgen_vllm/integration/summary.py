@@ -25,6 +25,7 @@ class RequestSummary:
     kept_share: float  # kept tokens over prompt tokens, averaged over heads
     policies: dict[str, int]  # heads by the policy chosen for them; empty if uncompacted
     blocks: int  # held in the end
+    blocks_shared: int  # the first ones of these that stayed, as others read them, too
     blocks_uncompressed: int  # that stock vLLM would have held
     preemptions: int
     uncompacted_because: str | None  # see `Uncompacted`

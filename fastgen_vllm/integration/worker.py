@@ -306,14 +306,16 @@ class PerHeadWorking(WorkerBase):
     def _describe(self, request_id: str, state: Any) -> dict[str, Any]:
         runtime = self._runtime
         planned = None if runtime is None else runtime.planned(request_id)
+        is_compacted = runtime is not None and runtime.is_compacted(request_id)
         stored = int(state.num_computed_tokens)
         return {
             "id": external_id(request_id),
             "prompt_tokens": int(state.num_prompt_tokens),
             "stored_tokens": stored,
             "blocks": len(state.block_ids[0]),
+            "blocks_shared": planned.size.stock_blocks if planned and is_compacted else 0,
             "blocks_uncompressed": cdiv(stored, self.cache_config.block_size),
-            "compacted": runtime is not None and runtime.is_compacted(request_id),
+            "compacted": is_compacted,
             "kept_share": None if planned is None else planned.kept_share,
             "policies": {} if planned is None else dict(planned.heads_by_policy),
         }

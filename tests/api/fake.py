@@ -25,6 +25,7 @@ REQUEST = {
     "prompt_tokens": 700,
     "stored_tokens": 710,
     "blocks": 9,
+    "blocks_shared": 2,
     "blocks_uncompressed": 23,
     "compacted": True,
     "kept_share": 0.3,

@@ -92,6 +92,7 @@ def test_everything_is_shown(page: Any) -> None:
         "30",
         "%",
         "9",
+        "2",
         "23",
         "coverage",
         "6",

@@ -67,6 +67,20 @@ def test_heads_hold_all_of_the_beginning(engine: Engine) -> None:
     assert all(len(engine.finished[request_id].tokens) == ANSWER for request_id in ids)
 
 
+def test_the_report_tells_shared_from_own_blocks(engine: Engine) -> None:
+    (shared,) = random_prompts([SHARED], seed=60)
+    asked = {"fastgen_report": "on"}
+    for own in random_prompts([OWN] * 2, seed=61):
+        engine.add(shared + own, max_tokens=ANSWER, extra_args=asked, **PARAMS)
+    reports, shown = [], []
+    while engine.llm.has_unfinished_requests():
+        reports += [o.kv_transfer_params["fastgen"] for o in engine.step() if o.finished]
+        worker = engine.core.model_executor.driver_worker.worker
+        shown += [r["blocks_shared"] for r in worker.fastgen_requests() if r["compacted"]]
+    assert [report["blocks_shared"] for report in reports] == [NUM_SHARED] * 2
+    assert set(shown) == {NUM_SHARED}
+
+
 def test_they_stay_when_the_others_have_gone(engine: Engine) -> None:
     """Requests that end early, a reset of the cache and a later sharer: nothing is lost."""
     (shared,) = random_prompts([SHARED], seed=50)
