@@ -37,8 +37,9 @@ cudaError_t decode_attention(const DecodeArgs& a, const DecodeScratch& scratch,
     // As many as fill the GPU, and no more than a row has slots for: lengths are not known here.
     const int jobs = a.step.num_requests * a.pool.num_heads;
     const int row_slots = a.step.row_blocks * a.pool.page_slots;
-    const dim3 grid(jobs, std::min((row_slots + kFinishSlots - 1) / kFinishSlots,
-                                   (scratch.num_blocks + jobs - 1) / jobs));
+    const int shares = std::min((row_slots + kFinishSlots - 1) / kFinishSlots,
+                                (scratch.num_blocks + jobs - 1) / jobs);
+    const dim3 grid(jobs, std::max(1, shares));  // rows may be empty
     return launch(decode_finish<Element>, grid, dim3(kDecodeThreads),
                   2 * a.group_size * sizeof(float), stream, a, scratch);
   });
