@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastgen_vllm.geometry import StoreRule
 from fastgen_vllm.policy.base import Policy
+from fastgen_vllm.profile.importance import ascending
 from fastgen_vllm.profile.prompt import PromptProfile
 
 
@@ -65,7 +65,7 @@ class Important(Policy):
             (number, [F] int64)
         """
         fixed = [profile.rank[..., tokens].flatten() for tokens in self._fixed(profile)]
-        ranks = torch.from_numpy(np.sort(torch.cat(fixed).numpy())).long()
+        ranks = ascending(torch.cat(fixed)).long()
         left = self.total - len(ranks)
         competing = ranks - torch.arange(len(ranks))  # tokens above each that are not fixed
         above = int(torch.searchsorted(competing, left))

@@ -40,11 +40,20 @@ def largest_first(values: Tensor) -> Tensor:
 
     Floats that are not negative are ordered as their bits are, so one sort of 64-bit keys, the
     value above and the index below, does what a stable argsort does, in a fraction of its time.
-    NumPy's sort of integers uses the processor's vectors; PyTorch's does not.
 
     Args:
         values: [n] float32, none below 0.
     """
     bits = values.view(torch.int32).to(torch.int64)
     keys = ((torch.iinfo(torch.int32).max - bits) << 32) | torch.arange(len(values))
-    return torch.from_numpy(np.sort(keys.numpy())) & 0xFFFFFFFF
+    return ascending(keys) & 0xFFFFFFFF
+
+
+def ascending(numbers: Tensor) -> Tensor:
+    """Return integers [n] in ascending order.
+
+    On a CPU by NumPy, whose sort uses the processor's vectors; PyTorch's does not.
+    """
+    if numbers.device.type == "cpu":
+        return torch.from_numpy(np.sort(numbers.numpy()))
+    return numbers.sort().values
