@@ -6,7 +6,8 @@ import pytest
 from fastgen_vllm import ops
 from fastgen_vllm.ops.layout import Layout
 from tests.cuda.build import Mode, Order
-from tests.cuda.emulated import CALLS, EmulatedOps
+from tests.cuda.emulated import EmulatedOps
+from tests.cuda.structs import CALLS
 
 
 @pytest.fixture(scope="session")

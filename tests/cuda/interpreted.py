@@ -13,14 +13,9 @@ from torch import Tensor
 
 from tests.cuda import toolkit
 from tests.cuda.build import locate, pointers, region
-from tests.cuda.emulated import (
-    AttentionMassCall,
-    DecodeCall,
-    EmulatedOps,
-    PagePool,
-    ReplayCall,
-)
+from tests.cuda.emulated import EmulatedOps
 from tests.cuda.ptx import Module, Space, launch, parse
+from tests.cuda.structs import AttentionMassCall, DecodeCall, PagePool, ReplayCall
 
 KERNELS = Path(__file__).parent / "ptx" / "kernels.cu"
 ELEMENTS = ["float", "__half", "__nv_bfloat16"]

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.cpp_extension import include_paths
 
 from tests.cuda import toolkit
-from tests.cuda.emulated import CALLS
+from tests.cuda.structs import CALLS
 
 LOADS = """
 import importlib.util, sys, torch

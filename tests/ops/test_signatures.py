@@ -10,7 +10,8 @@ from fastgen_vllm import ops
 from fastgen_vllm.integration.folded import FoldedDecode
 from fastgen_vllm.ops import reference
 from tests.cuda import toolkit
-from tests.cuda.emulated import CALLS, EmulatedOps
+from tests.cuda.emulated import EmulatedOps
+from tests.cuda.structs import CALLS
 
 
 def parameters(function: Callable[..., None]) -> list[str]:
