@@ -38,7 +38,7 @@ __device__ __forceinline__ int4 read_stock(const CompactArgs& a, int layer, int 
 __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a) {
   const int layer_head = blockIdx.x;
   const int layer = layer_head / a.pool.num_heads, head = layer_head % a.pool.num_heads;
-  const HeadRecord record = a.heads[layer_head];
+  const HeadRecord& record = a.heads[layer_head];
   const int64_t start = a.kept_start[layer_head], end = a.kept_start[layer_head + 1];
   const int slots = a.pool.page_slots;
   const int64_t stock = static_cast<int64_t>(record.stock_pages) * slots;
@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kCompactThreads) compact_kernel(CompactArgs a)
   const int vectors = 2 * a.pool.head_size * a.pool.element_size / kVectorBytes;  // of a slot
 
   for (int page = blockIdx.y; page * slots < count; page += gridDim.y) {
-    const StreamPage to = find_page(a.pool, a.new_row, record, record.stock_pages + page);
-    if (to.data == nullptr) continue;
+    if (!has_page(a.pool, a.new_row, record, record.stock_pages + page)) continue;
+    const StreamPage to = head_page(a.pool, a.new_row, record, record.stock_pages + page);
     const int64_t first = start + static_cast<int64_t>(page) * slots;
     const int in_page = min(slots, count - page * slots);
     for (int from = threadIdx.x; from < in_page * vectors; from += kLoadsAtOnce * kCompactThreads) {

@@ -81,8 +81,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
     const int last = min(first + kFinishSlots, head.length);
     for (int slot = first + threadIdx.x; slot < last; slot += kDecodeThreads) {
       if (slot / slots < head.read_only) continue;
-      const StreamPage page = find_page(a.pool, jobs.row(job), head, slot / slots);
-      if (page.data == nullptr) continue;
+      if (!has_page(a.pool, jobs.row(job), head, slot / slots)) continue;
+      const StreamPage page = head_page(a.pool, jobs.row(job), head, slot / slots);
       const T* key = reinterpret_cast<const T*>(page.data) + slot % slots * a.pool.slot_stride;
       const int line_page = begin + slot / slots;
       const float* scores = scratch.scores + (static_cast<int64_t>(begin) * slots + slot) * group;

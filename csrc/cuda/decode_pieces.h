@@ -157,9 +157,10 @@ struct Tiles {
     const PagePool& pool = jobs.a.pool;
     if (tile * Shape::kTileSlots < num_slots) {
       const int page = tile * Shape::kTileSlots / pool.page_slots;  // a tile lies in one page
-      const char* found = find_page(pool, jobs.row(piece.job), head, piece.first_page + page).data;
-      const bool is_there = found != nullptr;
-      const T* data = reinterpret_cast<const T*>(is_there ? found : pool.arena);
+      const BlockRow blocks = jobs.row(piece.job);
+      const bool is_there = has_page(pool, blocks, head, piece.first_page + page);
+      const T* data = reinterpret_cast<const T*>(
+          is_there ? head_page(pool, blocks, head, piece.first_page + page).data : pool.arena);
 #pragma unroll
       for (int step = 0; step < kTileSteps; ++step) {
         if (slot_of(tile, step) >= num_slots) continue;

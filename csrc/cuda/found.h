@@ -25,12 +25,11 @@ __device__ __forceinline__ int32_t find_block(const PagePool& pool, const BlockR
   return is_block(block, pool.num_blocks) ? block : -1;
 }
 
-// The i-th page of a head that the row has room for; null where its block is none of the pool's.
-__device__ __forceinline__ StreamPage find_page(const PagePool& pool, const BlockRow& row,
-                                                const HeadRecord& head, int32_t i) {
+// Whether the i-th page of a head, for which the row has room, is there.
+__device__ __forceinline__ bool has_page(const PagePool& pool, const BlockRow& row,
+                                         const HeadRecord& head, int32_t i) {
   const int32_t page = stream_page_of(head, i, pages_per_block(pool));
-  if (!is_block(row.blocks[page / pages_per_block(pool)], pool.num_blocks)) return {nullptr, 0};
-  return stream_page(pool, row, page);
+  return is_block(row.blocks[page / pages_per_block(pool)], pool.num_blocks);
 }
 
 // The record of a request's head, or null where the request is nobody's.

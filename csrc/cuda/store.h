@@ -53,9 +53,8 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
 
   const int32_t first = head.read_only * slots + threadIdx.x;
   for (int32_t slot = first; slot < head.length; slot += kStoreThreads) {
-    const StreamPage page = find_page(a.pool, row, head, slot / slots);
-    if (page.data == nullptr) continue;
-    const int64_t meta = page.meta_slot + slot % slots;
+    if (!has_page(a.pool, row, head, slot / slots)) continue;
+    const int64_t meta = head_page(a.pool, row, head, slot / slots).meta_slot + slot % slots;
     const int32_t position = a.positions[meta];
     const float value = a.values[meta];
     const bool free = value < INFINITY;
@@ -85,7 +84,7 @@ __device__ __forceinline__ int32_t choose_slot(const StoreArgs& a, const HeadRec
 
 // Element is an unsigned integer of the cache's element size: nothing here looks at the numbers.
 template <typename Element>
-__global__ void __launch_bounds__(kStoreThreads, 12) store_kernel(StoreArgs a) {
+__global__ void __launch_bounds__(kStoreThreads, 10) store_kernel(StoreArgs a) {
   const int head_index = blockIdx.x, request = blockIdx.y;
   HeadRecord* const record = find_record(a.step, a.pool, request, head_index);
   if (record == nullptr) return;
@@ -101,8 +100,8 @@ __global__ void __launch_bounds__(kStoreThreads, 12) store_kernel(StoreArgs a) {
   const int32_t slot = appends ? head.length : choose_slot(a, head, row, token_position);
   __syncthreads();  // all have read the record and the metadata that change now
 
-  const StreamPage page = find_page(a.pool, row, head, slot / slots);
-  if (page.data == nullptr) return;
+  if (!has_page(a.pool, row, head, slot / slots)) return;
+  const StreamPage page = head_page(a.pool, row, head, slot / slots);
   const int64_t token = a.step.token_index[request];
   const Element* key = reinterpret_cast<const Element*>(a.key) + token * a.key_token_stride +
                        head_index * a.key_head_stride;
