@@ -137,22 +137,37 @@ def test_compaction_in_a_full_pool(tiny_llama: Path) -> None:
     assert tokens[0] == tokens[1]
 
 
-def test_readers_that_come_after_the_plan_leave_no_room(tiny_llama: Path) -> None:
-    """Their blocks neither stay, as the plan does not know, nor come back: it stays as it is."""
+def make_sharing(model: Path, is_async: bool) -> tuple[Engine, list[int]]:
+    """An engine of 30 blocks, and a prompt of 20, 19 of which others with it can share."""
     config = engine_config(
-        tiny_llama,
+        model,
         FastGenConfig(policy="full", force=True, observe=32),
-        async_scheduling=True,
+        async_scheduling=is_async,
         **(OPTIONS | dict(num_gpu_blocks_override=31)),
     )
-    engine = Engine(config)
+    return Engine(config), random_prompts([640], seed=9)[0]
+
+
+def add_and_prefill(engine: Engine, prompt: list[int], **params: Any) -> str:
+    """Add a request and go on to the step that computes the last of its prompt."""
+    request_id = engine.add(prompt, **params, **PARAMS)
+    running = engine.scheduler.running
+    while not running or running[0].num_computed_tokens < len(prompt):
+        engine.step()
+        running = engine.scheduler.running
+    return request_id
+
+
+OFF = {"fastgen": "off"}
+
+
+def test_readers_that_come_after_the_plan_leave_no_room(tiny_llama: Path) -> None:
+    """Their blocks neither stay, as the plan does not know, nor come back: it stays as it is."""
+    engine, prompt = make_sharing(tiny_llama, is_async=True)
     try:
-        (prompt,) = random_prompts([640], seed=9)
-        on = engine.add(prompt, max_tokens=20, **PARAMS)
-        while not (running := engine.scheduler.running) or running[0].num_computed_tokens < 640:
-            engine.step()
-        # Both share the first 19 of 20 blocks: a stream of 20 finds less than 10 blocks free.
-        off = engine.add(prompt, max_tokens=40, extra_args={"fastgen": "off"}, **PARAMS)
+        on = add_and_prefill(engine, prompt, max_tokens=20)
+        # A stream of 20 blocks finds less than 10 free.
+        off = engine.add(prompt, max_tokens=40, extra_args=OFF, **PARAMS)
         results = engine.run()
         assert results[on].tokens == results[off].tokens[:20]
         assert engine.stats.uncompacted == {"off": 1, "no_room": 1}
@@ -163,18 +178,9 @@ def test_readers_that_come_after_the_plan_leave_no_room(tiny_llama: Path) -> Non
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_shared_blocks_take_no_room(tiny_llama: Path, is_async: bool) -> None:
     """Readers that are there when the prompt ends: their blocks stay in the stream."""
-    config = engine_config(
-        tiny_llama,
-        FastGenConfig(policy="full", force=True, observe=32),
-        async_scheduling=is_async,
-        **(OPTIONS | dict(num_gpu_blocks_override=31)),
-    )
-    engine = Engine(config)
+    engine, prompt = make_sharing(tiny_llama, is_async)
     try:
-        (prompt,) = random_prompts([640], seed=9)
-        off = engine.add(prompt, max_tokens=40, extra_args={"fastgen": "off"}, **PARAMS)
-        while not (running := engine.scheduler.running) or running[0].num_computed_tokens < 640:
-            engine.step()
+        off = add_and_prefill(engine, prompt, max_tokens=40, extra_args=OFF)
         on = engine.add(prompt, max_tokens=20, **PARAMS)
         results = engine.run()
         assert results[on].tokens == results[off].tokens[:20]
