@@ -172,6 +172,11 @@ class FastGenConfig(_Options):
         description="requests that can answer fewer tokens (max_tokens, the model's length) are "
         "served uncompressed",
     )
+    shared_prefix: Literal["keep", "compress"] = Field(
+        "keep",
+        description="first blocks of a prompt that other requests read, too: 'keep' them as they "
+        "are, held once for all, or 'compress' a copy for each",
+    )
     pool: Pool = Field(
         "mean", description="how the query heads of one KV head share attention mass"
     )

@@ -72,8 +72,8 @@ class Outcome:
 
 
 #: Prompts are compacted even where no block is saved, below `min_prompt` and `min_answer`, so that
-#: what a policy costs is seen at every length.
-_ALWAYS = {"force": True, "min_prompt": 0, "min_answer": 1}
+#: what a policy costs is seen at every length; and whole, though other modes read the same prompt.
+_ALWAYS = {"force": True, "min_prompt": 0, "min_answer": 1, "shared_prefix": "compress"}
 
 
 class EvaluationEngine:

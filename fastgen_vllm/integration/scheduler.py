@@ -94,7 +94,9 @@ class PerHeadScheduling(Scheduler):
 
     def _shared(self, output: SchedulerOutput, manager: PerHeadManager) -> dict[str, int]:
         """First blocks that others read, too, of every profiled prompt that ends in this step."""
-        shared = {}
+        shared: dict[str, int] = {}
+        if self._fastgen.shared_prefix == "compress":
+            return shared
         for request_id in output.num_scheduled_tokens:
             request = self.requests[request_id]
             ends = request.num_computed_tokens >= request.num_prompt_tokens

@@ -35,6 +35,7 @@ def test_a_batch_is_summed_up_from_its_steps() -> None:
             "mean_running": 5 / 4,
             "preemptions": 3,
             "peak_blocks": 9,
+            "computed_tokens": 128,
             "kept_share": 0.3,
             "seconds": 6,
             "prefill_seconds": 3,

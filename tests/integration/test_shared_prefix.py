@@ -5,15 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.engine import BLOCK_SIZE, Engine
-from tests.integration.test_blocks import PARAMS, make_engine, used, watch_orders
+from tests.integration.engine import BLOCK_SIZE, Engine, engine_config
+from tests.integration.test_blocks import (
+    FASTGEN,
+    OPTIONS,
+    PARAMS,
+    make_engine,
+    used,
+    watch_orders,
+)
 from tests.integration.tiny import random_prompts
 
 SHARED, OWN, ANSWER = 512, 200, 120
 NUM_SHARED = SHARED // BLOCK_SIZE
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine(tiny_llama: Path) -> Iterator[Engine]:
     engine = make_engine(tiny_llama, 600)
     yield engine
@@ -79,6 +86,20 @@ def test_the_report_tells_shared_from_own_blocks(engine: Engine) -> None:
         shown += [r["blocks_shared"] for r in worker.fastgen_requests() if r["compacted"]]
     assert [report["blocks_shared"] for report in reports] == [NUM_SHARED] * 2
     assert set(shown) == {NUM_SHARED}
+
+
+def test_each_compresses_a_copy_if_that_is_wanted(tiny_llama: Path) -> None:
+    config = FASTGEN.model_copy(update={"shared_prefix": "compress", "force": True})
+    options = OPTIONS | dict(num_gpu_blocks_override=600)
+    engine = Engine(engine_config(tiny_llama, config, **options))
+    try:
+        orders = watch_orders(engine)
+        add_sharers(engine, 70)
+        engine.run()
+    finally:
+        engine.close()
+    assert [order.num_stay for order in orders] == [0] * 4
+    assert all(len(order.new_row) < 0.6 * len(order.old_row) for order in orders)
 
 
 def test_they_stay_when_the_others_have_gone(engine: Engine) -> None:
