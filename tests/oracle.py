@@ -6,6 +6,7 @@ compaction and the decode rules must equal. Llama and Qwen2 families.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
-from fastgen_vllm.profile.replay import BLOCK
+from fastgen_vllm.profile.replay import BLOCK, LAST
 
 
 def pooled(of_query_heads: Tensor, pool: str) -> Tensor:
@@ -126,7 +127,13 @@ class Decoder:
         return self.num_q_heads // self.num_kv_heads
 
     def prefill(
-        self, tokens: list[int], num_observed: int, pool: str = "mean", *, replay: int = 0
+        self,
+        tokens: list[int],
+        num_observed: int,
+        pool: str = "mean",
+        *,
+        replay: int = 0,
+        replayed: Sequence[range] = (),
     ) -> Tensor:
         """Run a prompt; return [V] logprobs after it. Keeps every token in every head.
 
@@ -134,6 +141,8 @@ class Decoder:
             num_observed: last queries whose attention is summed.
             replay: if not 0, they are asked from behind the prompt, and those of every block of 512
                 tokens from behind it, one of so many keys standing for all.
+            replayed: what was computed at a time, one after the other; by default all. Later ones
+                stand for what earlier ones left beside the same tokens.
         """
         count = len(tokens)
         self.attention, self.energy, self.value_norm = torch.zeros(
@@ -150,7 +159,10 @@ class Decoder:
                 score = torch.einsum("qgd,kd->gqk", queries, key[:, index]) * self.scale
                 probability = score.masked_fill(~allowed, -math.inf).softmax(-1)
                 if replay:
-                    self._replay(layer, index, hidden, key[:, index], num_observed, pool, replay)
+                    ranges = replayed or [range(count)]
+                    self._replay(
+                        layer, index, hidden, key[:, index], num_observed, pool, replay, ranges
+                    )
                 else:
                     seen = probability[:, count - num_observed :]
                     self.attention[layer, index] = pooled(seen, pool).sum(0)
@@ -172,19 +184,24 @@ class Decoder:
         num_last: int,
         pool: str,
         sample: int,
+        replayed: Sequence[range],
     ) -> None:
         """Sum what queries read that are embedded as if they stood behind all keys."""
         count = len(hidden)
-        energy = torch.zeros(count)
-        for first in range(0, count, BLOCK):
-            last = min(first + BLOCK, count)
-            p = self._behind(layer, index, hidden, key[:last], first, sample)  # [G, W, last]
-            tile = torch.arange(last) // 32 - torch.arange(first, last)[:, None] // 32
-            p = p * ((tile == 0) | (tile == 1))
-            energy[:last] += pooled(p * p, pool).sum(0)
+        energy = torch.full((count,), torch.nan)
+        for positions in replayed:
+            for block in range(positions.start // BLOCK * BLOCK, positions.stop, BLOCK):
+                first, last = max(block, positions.start), min(block + BLOCK, positions.stop)
+                p = self._behind(layer, index, hidden[:last], key[:last], first, sample)
+                tile = torch.arange(last) // 32 - torch.arange(first, last)[:, None] // 32
+                p = p * ((tile == 0) | (tile == 1))  # [G, W, last]
+                energy[first:last] = pooled(p * p, pool).sum(0)[first:]
+        energy = energy.nan_to_num(float(energy.nanmean()))
         p = self._behind(layer, index, hidden, key, count - num_last, 1)
         self.attention[layer, index] = pooled(p, pool).sum(0)
-        self.energy[layer, index] = pooled(p * p, pool).sum(0) + energy * num_last / count
+        weight = min(LAST, count)
+        total = pooled(p * p, pool).sum(0) + energy * weight / count
+        self.energy[layer, index] = total * 2 * num_last / (num_last + weight)
 
     def _behind(
         self, layer: int, index: int, hidden: Tensor, key: Tensor, first: int, sample: int

@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     _add_list(made, "tasks", str, "benchmarks for models that can do them: gsm8k, humaneval")
     _add_number(made, "problems", int, "problems of each benchmark")
     _add_number(made, "seed", int, "same seed, same texts, questions and intervals")
+    _add_number(made, "found", float, "share of every prompt that the prefix cache has already")
+    add("--found-by", default=_DEFAULTS.found_by, choices=["fastgen", "stock"],
+        help="whose request: compressed, or stock (default: %(default)s)")  # fmt: skip
     _add_number(made, "pool-gib", float, "KV pool of the engine")
     add("--dtype", default=_DEFAULTS.dtype, choices=["float32", "bfloat16", "float16"])
     add("--quick", action="store_true", help="a small run of everything, in minutes")

@@ -21,7 +21,7 @@ from fastgen_vllm.evaluation.results import MemoryPoint
 from fastgen_vllm.integration.options import engine_options
 from fastgen_vllm.lifecycle import CompactionPlan
 from fastgen_vllm.pages.size import cdiv
-from fastgen_vllm.request import RequestOptions
+from fastgen_vllm.request import ENABLED, RequestOptions
 from fastgen_vllm.runtime import FastGenRuntime
 
 _MEMORY_POINTS = 33  # of one request's generation
@@ -72,8 +72,10 @@ class Outcome:
 
 
 #: Prompts are compacted even where no block is saved, below `min_prompt` and `min_answer`, so that
-#: what a policy costs is seen at every length; and whole, though other modes read the same prompt.
-_ALWAYS = {"force": True, "min_prompt": 0, "min_answer": 1, "shared_prefix": "compress"}
+#: what a policy costs is seen at every length.
+_ALWAYS = {"force": True, "min_prompt": 0, "min_answer": 1}
+#: Whole, though other modes read the same prompt.
+_ALONE = {"shared_prefix": "compress"}
 
 
 class EvaluationEngine:
@@ -89,6 +91,9 @@ class EvaluationEngine:
         max_model_len: longest prompt and continuation, in tokens.
         pool_bytes: of the KV pool.
         max_running: requests at a time.
+        found: share of a prompt that the prefix cache has when it is compressed; if not 0, jobs
+            run one after the other.
+        found_by: fastgen if a compressed request computed it, or stock.
     """
 
     def __init__(
@@ -100,8 +105,13 @@ class EvaluationEngine:
         max_model_len: int,
         pool_bytes: int,
         max_running: int,
+        found: float = 0.0,
+        found_by: str = "fastgen",
     ) -> None:
-        ours = engine_options(config.model_copy(update=_ALWAYS))
+        self._found = found
+        self._found_by = found_by
+        options_of_all = _ALWAYS if found else _ALWAYS | _ALONE
+        ours = engine_options(config.model_copy(update=options_of_all))
         ours["logits_processors"].append(f"{__name__.rpartition('.')[0]}.forced:ForcedContinuation")
         options = EngineArgs(
             model=model,
@@ -141,10 +151,14 @@ class EvaluationEngine:
 
         The first job runs its prefill alone: the others, if they have its prompt, find it cached.
         """
+        if self._found and len(jobs) > 1:
+            return [outcome for job in jobs for outcome in self.run([job])]
         outcomes = [Outcome(job) for job in jobs]
         watched: dict[str, Outcome] = {}
         try:
             for outcome in outcomes:
+                if self._found:
+                    self._leave_in_cache(outcome.job)
                 request_id = self._add(outcome.job)
                 watched[request_id] = outcome
                 while len(watched) == 1 and self._is_prefilling(request_id):
@@ -157,6 +171,16 @@ class EvaluationEngine:
         for outcome in outcomes:
             _check_plan(outcome)
         return outcomes
+
+    def _leave_in_cache(self, job: Job) -> None:
+        """Have the prefix cache hold the first tokens of a job's prompt, and nothing else."""
+        self._llm.reset_prefix_cache()
+        arguments = {ENABLED: "off"} if self._found_by == "stock" else dict(job.arguments)
+        prompt = job.prompt[: int(self._found * len(job.prompt))]
+        params = SamplingParams(temperature=0.0, max_tokens=2, extra_args=arguments)
+        self._llm.add_request(f"{job.name}/found", {"prompt_token_ids": prompt}, params)
+        while self._llm.has_unfinished_requests():
+            self._llm.step()
 
     def close(self) -> None:
         """Give back memory, and vLLM's process groups before another engine makes its own."""

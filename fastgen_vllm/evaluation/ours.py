@@ -47,6 +47,8 @@ def measure_on_engine(
         max_model_len=max(longest(item) for item in items),
         pool_bytes=int(settings.pool_gib * 2**30),
         max_running=_MAX_RUNNING,
+        found=settings.found,
+        found_by=settings.found_by,
     )
     try:
         for item in items:

@@ -36,6 +36,9 @@ class Settings:
         tasks: public benchmarks, by free generation.
         problems: problems of each benchmark.
         seed: of passages, questions and resampling.
+        found: share of every prompt that the prefix cache has when it is compressed. 0 is none:
+            requests are compressed as if they were alone.
+        found_by: who computed that share: a request that was compressed, or one that was not.
         dtype: of weights and cache.
         pool_gib: KV pool of the engine.
     """
@@ -57,6 +60,8 @@ class Settings:
     tasks: tuple[str, ...] = ()
     problems: int = 20
     seed: int = 0
+    found: float = 0.0
+    found_by: str = "fastgen"
     dtype: str = "float32"
     pool_gib: float = 2.0
 
@@ -95,6 +100,7 @@ class Settings:
             ("--problems", self.problems),
         ):
             _require(number >= 1, option, number, "at least 1")
+        _require(0 <= self.found < 1, "--found", self.found, "at least 0 and below 1")
         _require(self.pool_gib > 0, "--pool-gib", self.pool_gib, "above 0")
         for protocol in self.protocols:
             _require(

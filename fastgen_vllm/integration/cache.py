@@ -12,8 +12,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, KVQuantMo
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
-from fastgen_vllm.pages.size import StreamSize
-from fastgen_vllm.profile.replay import whole_blocks
+from fastgen_vllm.pages.size import StreamSize, cdiv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,8 @@ class PerHeadManager(FullAttentionManager):
         self._streams: dict[str, StreamSize] = {}
         #: blocks beside whose K and V lies what their own queries read when they were replayed
         self._replayed: set[int] = set()
-        #: whether a request's prompt is being replayed
-        self.is_replaying: Callable[[str], bool] = lambda request_id: False
+        #: which positions of a request's prompt were replayed when so many are computed
+        self.replayed: Callable[[str, int], range] = lambda request_id, num_computed: range(0)
 
     def is_compacted(self, request_id: str) -> bool:
         """Whether the request's row is a page stream."""
@@ -99,9 +98,10 @@ class PerHeadManager(FullAttentionManager):
         """Blocks that the pool can hand out."""
         return int(self.block_pool.get_num_free_blocks())
 
-    def _note_replayed(self, request_id: str, num_tokens: int) -> None:
-        """The queries of a prompt's first tokens have been replayed, or will be in this step."""
-        for block in self.req_to_blocks[request_id][: num_tokens // self.block_size]:
+    def _note_replayed(self, request_id: str, positions: range) -> None:
+        """These queries of a prompt have been replayed, or will be in this step."""
+        first, end = cdiv(positions.start, self.block_size), positions.stop // self.block_size
+        for block in self.req_to_blocks[request_id][first:end]:
             if block.block_id not in self._replayed:
                 self._replayed.add(block.block_id)
                 self._prefer(block)
@@ -114,6 +114,11 @@ class PerHeadManager(FullAttentionManager):
         while (first := cache.get_one_block(key)).block_id not in self._replayed:
             cache.pop(key, first.block_id)
             cache.insert(key, first)  # behind the others
+
+    def unasked(self, request_id: str, num_tokens: int) -> tuple[int, ...]:
+        """Which of the blocks of a request's first tokens hold nothing that a replay left."""
+        row = self.req_to_blocks[request_id][: num_tokens // self.block_size]
+        return tuple(i for i, block in enumerate(row) if block.block_id not in self._replayed)
 
     def num_replayed(self, row: Sequence[KVCacheBlock]) -> int:
         """Tokens of a row's first blocks whose queries have been replayed."""
@@ -198,9 +203,8 @@ class PerHeadManager(FullAttentionManager):
         super().cache_blocks(
             request, num_tokens, retention_interval, replay_boundaries=replay_boundaries
         )
-        if self.is_replaying(request.request_id):
-            of_prompt = min(num_tokens, request.num_prompt_tokens)
-            self._note_replayed(request.request_id, whole_blocks(of_prompt))
+        if positions := self.replayed(request.request_id, num_tokens):
+            self._note_replayed(request.request_id, positions)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         self._streams.pop(request_id, None)

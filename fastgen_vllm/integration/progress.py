@@ -1,8 +1,10 @@
 """What the scheduler knows of one request's way to its page stream."""
 
 from dataclasses import dataclass
+from math import lcm
 
 from fastgen_vllm.profile.observation import Observation
+from fastgen_vllm.profile.replay import BLOCK, TILE, whole_blocks
 from fastgen_vllm.runtime.messages import PlanReport, Uncompacted
 
 
@@ -14,6 +16,9 @@ class RequestProgress:
     outcome: Uncompacted | None
     #: what is asked of its prompt; None if it is not profiled
     observation: Observation | None = None
+    #: tokens that the prefix cache had when it last began to run, and when it first did
+    found: int = 0
+    first_found: int | None = None
     #: of its prompt: it waits, or was carried out
     plan: PlanReport | None = None
     #: tokens that were stored when it was compacted. After a preemption its answer is computed
@@ -31,14 +36,39 @@ class RequestProgress:
         return self.plan is not None or self.outcome is Uncompacted.FINISHED_FIRST
 
     @property
-    def is_replaying(self) -> bool:
-        """Whether its prompt is being replayed: it is not whole yet."""
-        return self.awaits_plan and self.observation is not None and self.observation.is_replay
-
-    @property
     def awaits_plan(self) -> bool:
         """Whether its prompt will be profiled, or was in a step that is not over."""
         return self.is_profiled and self.plan is None
+
+    def usable(self, num_hit: int, num_replayed: int, block_size: int, is_alone: bool) -> int:
+        """How many tokens of a hit in the prefix cache are used.
+
+        All of them, if the prompt is replayed: queries that are computed are asked, and for the
+        others stands what was left beside their blocks. A request that was preempted should keep
+        what it kept before, and one that is compressed as if it were alone what it would keep
+        without a prefix cache: they use no more than the first time, or than changes nothing.
+
+        Args:
+            num_replayed: tokens of its first blocks beside which lies what a replay left.
+            is_alone: whether it is compressed as if there were no others.
+        """
+        assert self.observation is not None
+        unit, most = block_size, self.observation.first_observed
+        if self.observation.is_replay:
+            unit, most = lcm(block_size, BLOCK), min(most, num_replayed)
+        same = min(num_hit, most) // unit * unit
+        if is_alone or not self.observation.is_replay:
+            return same
+        tile, first = lcm(block_size, TILE), self.first_found
+        return max(same, (num_hit if first is None else min(num_hit, first)) // tile * tile)
+
+    def replayed(self, num_computed: int) -> range:
+        """Positions of the prompt whose own queries were replayed when so many are computed."""
+        if not self.awaits_plan or self.observation is None or not self.observation.is_replay:
+            return range(0)
+        num_prompt = self.observation.num_tokens
+        end = num_prompt if num_computed >= num_prompt else whole_blocks(num_computed)
+        return range(self.found, end)
 
     def receive(self, plan: PlanReport) -> None:
         """Its prompt has been profiled."""
@@ -58,5 +88,7 @@ class RequestProgress:
 
     def preempt(self) -> None:
         """It lost its blocks; if it was profiled, it will be again."""
+        if self.first_found is None:
+            self.first_found = self.found
         if self.is_profiled:
             self.outcome, self.plan, self.looked_at = Uncompacted.FINISHED_FIRST, None, None

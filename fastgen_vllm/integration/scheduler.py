@@ -24,11 +24,12 @@ from fastgen_vllm.integration.progress import RequestProgress
 from fastgen_vllm.integration.summary import RequestSummary
 from fastgen_vllm.pages.size import StreamSize, cdiv
 from fastgen_vllm.profile.observation import Observation, may_replay
-from fastgen_vllm.profile.replay import BLOCK, whole_blocks
+from fastgen_vllm.profile.replay import whole_blocks
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import external_id
 from fastgen_vllm.runtime.messages import (
     CompactionOrder,
+    PromptEnd,
     StepOrders,
     Uncompacted,
     WorkerReport,
@@ -47,7 +48,7 @@ class PerHeadScheduling(Scheduler):
         self._manager = manager if isinstance(manager, PerHeadManager) else None
         self._progress: dict[str, RequestProgress] = {}
         if self._manager is not None and may_replay(self._fastgen):
-            self._manager.is_replaying = lambda id_: self._progress[id_].is_replaying
+            self._manager.replayed = self._replayed
         #: requests whose plan waits to be carried out, oldest first
         self._pending: dict[str, Request] = {}
         self._declined: list[str] = []
@@ -71,7 +72,7 @@ class PerHeadScheduling(Scheduler):
                 for new in output.scheduled_new_reqs
                 if self._progress[new.req_id].is_profiled
             ],
-            shared=self._shared(output, self._manager),
+            ends=self._ends(output, self._manager),
         )
         for order in orders.compactions:
             self.stats.compactions += 1
@@ -92,18 +93,31 @@ class PerHeadScheduling(Scheduler):
         )
         return outputs
 
-    def _shared(self, output: SchedulerOutput, manager: PerHeadManager) -> dict[str, int]:
-        """First blocks that others read, too, of every profiled prompt that ends in this step."""
-        shared: dict[str, int] = {}
-        if self._fastgen.shared_prefix == "compress":
-            return shared
+    @property
+    def _is_alone(self) -> bool:
+        """Whether a request is compressed as if there were no others."""
+        return self._fastgen.shared_prefix == "compress"
+
+    def _replayed(self, request_id: str, num_computed: int) -> range:
+        positions = self._progress[request_id].replayed(num_computed)
+        # What the end of a prompt got depends on where that is.
+        return range(positions.start, whole_blocks(positions.stop)) if self._is_alone else positions
+
+    def _ends(self, output: SchedulerOutput, manager: PerHeadManager) -> dict[str, PromptEnd]:
+        """What the blocks are of every profiled prompt that ends in this step."""
+        ends: dict[str, PromptEnd] = {}
         for request_id in output.num_scheduled_tokens:
+            progress = self._progress[request_id]
+            if self._is_alone or not progress.awaits_plan:
+                continue
             request = self.requests[request_id]
-            ends = request.num_computed_tokens >= request.num_prompt_tokens
-            if ends and self._progress[request_id].awaits_plan:
-                # Something is left to choose from.
-                shared[request_id] = manager.num_shared(request_id, request.num_prompt_tokens - 1)
-        return shared
+            if request.num_computed_tokens >= request.num_prompt_tokens:
+                ends[request_id] = PromptEnd(
+                    # Something is left to choose from.
+                    manager.num_shared(request_id, request.num_prompt_tokens - 1),
+                    manager.unasked(request_id, progress.found),
+                )
+        return ends
 
     def _receive(self, report: WorkerReport) -> None:
         self.stats.profiling_seconds += report.profiling_seconds
@@ -228,18 +242,17 @@ class PerHeadScheduling(Scheduler):
         return Uncompacted.FINISHED_FIRST
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Cap a prefix-cache hit so that all observed queries are computed, or have been."""
+        """Cap a prefix-cache hit so that queries are computed that have to be asked."""
         blocks, num_hit, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         progress = self._progress.get(request.request_id)
-        if progress is None or progress.observation is None or not progress.is_profiled:
+        if self._manager is None or progress is None or not progress.is_profiled:
             return blocks, num_hit, boundary, diverged
-        first = progress.observation.first_observed
-        if progress.observation.is_replay and self._manager is not None:
-            known = min(self._manager.num_replayed(blocks.blocks[0]), first)
-            first = whole_blocks(known) if BLOCK % self.block_size == 0 else 0
-        if num_hit > first:
-            num_hit = first // self.block_size * self.block_size
+        num_replayed = self._manager.num_replayed(blocks.blocks[0])
+        usable = progress.usable(num_hit, num_replayed, self.block_size, self._is_alone)
+        if num_hit > usable:
+            num_hit = usable
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_hit)
+        progress.found = num_hit
         return blocks, num_hit, boundary, diverged
 
     def add_request(self, request: Request) -> None:

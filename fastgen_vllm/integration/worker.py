@@ -278,8 +278,8 @@ class PerHeadWorking(WorkerBase):
                 assert new.prompt_token_ids is not None and new.sampling_params is not None
                 options = RequestOptions.parse(new.sampling_params.extra_args)
                 runtime.track(new.req_id, new.prompt_token_ids, options)
-        for request_id, stock_blocks in orders.shared.items():
-            runtime.share(request_id, stock_blocks)
+        for request_id, end in orders.ends.items():
+            runtime.end_prompt(request_id, end)
 
     def _replace_row(self, order: CompactionOrder) -> None:
         """Give a request its new block row; blocks that the step adds are appended by vLLM."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 #: Tokens from behind which their own queries are replayed.
 BLOCK = 512
+#: Queries are replayed from a multiple of so many tokens on.
+TILE = 32
 #: Last queries of a prompt that are replayed from behind it, over all of its tokens.
 LAST = 128
 #: Keys, one of so many, that stand for all in the sums of a block's rows.

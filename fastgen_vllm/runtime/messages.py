@@ -14,6 +14,13 @@ from typing import NamedTuple
 from fastgen_vllm.pages.size import StreamSize
 
 
+class PromptEnd(NamedTuple):
+    """What the scheduler knows of the blocks of a prompt that ends in this step."""
+
+    stock_blocks: int = 0  # first blocks that others read, too
+    unasked: tuple[int, ...] = ()  # which of its blocks were found without what a replay leaves
+
+
 class CompactionOrder(NamedTuple):
     """Copy one request's kept tokens from its old blocks into its new ones."""
 
@@ -34,8 +41,8 @@ class StepOrders:
     declined: list[str] = field(default_factory=list)
     #: requests among the step's new ones whose prompts are profiled
     profiled: list[str] = field(default_factory=list)
-    #: profiled requests whose prompts end in this step: first blocks that others read, too
-    shared: dict[str, int] = field(default_factory=dict)
+    #: profiled requests whose prompts end in this step
+    ends: dict[str, PromptEnd] = field(default_factory=dict)
 
 
 class PlanReport(NamedTuple):

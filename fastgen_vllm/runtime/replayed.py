@@ -25,7 +25,8 @@ def replayed(
 ) -> Iterator[Replayed]:
     """Yield the blocks that are whole now, and the last queries when the prompt is; keep the rest.
 
-    What is yielded does not depend on how the prompt's queries are split over calls.
+    What is yielded does not depend on how the prompt's queries are split over calls. Those before
+    the first call's are not computed: their K and V were found in the prefix cache.
 
     Args:
         query: [T, H*G, D], those of positions ``first_position ..``, the next ones of the prompt.
@@ -37,14 +38,14 @@ def replayed(
     if (before := waiting.pop(reader, None)) is not None:
         query = torch.cat([before, query])
     start = end - len(query)
-    for first in range(whole_blocks(first_position), end, BLOCK):
-        last = min(first + BLOCK, num_prompt)
+    for block in range(whole_blocks(first_position), end, BLOCK):
+        first, last = max(block, start), min(block + BLOCK, num_prompt)
         if last <= end:
             yield Replayed(query[first - start : last - start], first, False)
-    last_rows = max(0, num_prompt - LAST)
+    last_rows = max(start, num_prompt - LAST)
     if end == num_prompt:
         yield Replayed(query[last_rows - start :], last_rows, True)
     else:
-        kept = min(whole_blocks(end), last_rows)
+        kept = max(start, min(whole_blocks(end), last_rows))
         if kept < end:
             waiting[reader] = query[kept - start :].clone()

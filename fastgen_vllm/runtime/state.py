@@ -16,16 +16,17 @@ from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.prompt import PromptProfile
-from fastgen_vllm.profile.replay import Rotation, whole_blocks
+from fastgen_vllm.profile.replay import Rotation
 from fastgen_vllm.request import RequestOptions
 from fastgen_vllm.runtime.inspection import ExpectedPlans, HeadTotals
 from fastgen_vllm.runtime.messages import (
     CompactionOrder,
     PlanReport,
+    PromptEnd,
     Uncompacted,
     WorkerReport,
 )
-from fastgen_vllm.runtime.replayed import replayed
+from fastgen_vllm.runtime.replayer import Replayer
 from fastgen_vllm.runtime.step import DecodeRows, ObservedRows, StepWork
 from fastgen_vllm.runtime.tracked import Held, TrackedRequest
 
@@ -73,7 +74,6 @@ class FastGenRuntime:
         self._device = arena.device
         self._decode_attention = decode_attention
         self._pin_memory = pin_memory
-        self._rotation = rotation
         self._token_class = token_class.to(self._device)
         slots = (geometry.num_blocks, geometry.pages_per_block, geometry.block_size)
         heads = (max_requests, geometry.num_layers, geometry.num_kv_heads, len(HeadField))
@@ -84,6 +84,9 @@ class FastGenRuntime:
             self._head_weight = head_weights(config, geometry)
         for tensor in (self._positions, self._values):
             use_huge_pages(tensor)
+        self._replayer = None
+        if rotation is not None:
+            self._replayer = Replayer(arena, self._values, config.pool, rotation)
         self._free_lanes = list(range(max_requests))[::-1]
         self._requests: dict[str, TrackedRequest] = {}
         self._report = WorkerReport()
@@ -102,14 +105,14 @@ class FastGenRuntime:
     def track(self, request_id: str, prompt: list[int], options: RequestOptions) -> None:
         """Start profiling a new request."""
         observation = Observation.of(self._config, options, len(prompt))
-        assert self._rotation is not None or not observation.is_replay
+        assert self._replayer is not None or not observation.is_replay
         prompt_class = self._token_class[self._to_device(prompt, torch.int64)]
         self._requests[request_id] = TrackedRequest(options, observation, prompt_class)
 
-    def share(self, request_id: str, stock_blocks: int) -> None:
-        """Note that others read so many of the first blocks of a prompt that ends in this step."""
+    def end_prompt(self, request_id: str, end: PromptEnd) -> None:
+        """Note what the blocks are of a prompt that ends in this step."""
         if (request := self._requests.get(request_id)) is not None:
-            request.stock_blocks = stock_blocks
+            request.stock_blocks, request.unasked = end
 
     def release(self, request_id: str) -> None:
         """Forget a request that finished or will not be compacted."""
@@ -293,9 +296,9 @@ class FastGenRuntime:
         high = min(seq_len, request.num_prompt)
         if low >= high or request.planned is not None:
             return None
-        is_replay = request.observation.is_replay
-        if is_replay and request.attention is None:  # others have replayed what it found
-            request.next_observed = whole_blocks(low)
+        replayer = self._replayer if request.observation.is_replay else None
+        if replayer is not None and request.attention is None:
+            request.start(low)  # what is before was found in the prefix cache
         if low != request.next_observed:
             self.release(request_id)
             self._report.without_plan[request_id] = Uncompacted.UNOBSERVED
@@ -307,8 +310,8 @@ class FastGenRuntime:
         assert request.energy is not None
         request.next_observed = high
         request.prompt_row = block_row
-        if is_replay:
-            self._clear_values(block_row, low, high, request.num_prompt)
+        if replayer is not None:
+            replayer.clear(request, block_row, low, high)
         return ObservedRows(
             request.attention,
             request.energy,
@@ -319,18 +322,6 @@ class FastGenRuntime:
             request.observation,
             request.waiting,
         )
-
-    def _clear_values(self, block_row: Tensor, low: int, high: int, num_prompt: int) -> None:
-        """Forget what the slots of the blocks were worth that are whole with tokens ``low ..``."""
-        end = high if high == num_prompt else whole_blocks(high)
-        block, slot = self._stock_slots(block_row, whole_blocks(low), end)
-        self._values[block, :, slot] = 0
-
-    def _stock_slots(self, block_row: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
-        """Block and slot of a prompt's tokens ``first .. end - 1``, on its stock blocks."""
-        token = torch.arange(first, max(first, end), device=self._device)
-        slots = self._geometry.block_size
-        return block_row[token // slots].long(), token % slots
 
     def observe(
         self,
@@ -351,7 +342,9 @@ class FastGenRuntime:
         start = time.perf_counter()
         for rows in work.observed:
             if rows.observation.is_replay:
-                self._replay(layer, query[rows.begin : rows.end], scale, rows, (layer, reader))
+                assert self._replayer is not None
+                asked = query[rows.begin : rows.end]
+                self._replayer.replay(layer, asked, scale, rows, (layer, reader))
                 continue
             begin, first = rows.begin, rows.first_position
             if strict:
@@ -371,22 +364,6 @@ class FastGenRuntime:
                 rows.energy[layer],
             )
         self._report.profiling_seconds += time.perf_counter() - start
-
-    def _replay(
-        self, layer: int, query: Tensor, scale: float, rows: ObservedRows, reader: Hashable
-    ) -> None:
-        assert self._rotation is not None
-        num_prompt = rows.observation.num_tokens
-        for asked in replayed(query, rows.first_position, num_prompt, reader, rows.waiting):
-            turn = self._rotation.table[len(asked.query)]
-            arguments = (
-                *(asked.query, self._arena, layer, rows.block_row, asked.first_position, scale),
-                *(self._config.pool, turn, self._rotation.interleaved),
-            )
-            if asked.is_last:
-                ops.replayed_mass(*arguments, rows.attention[layer], rows.energy[layer])
-            else:
-                ops.replay(*arguments, rows.observation.sample, self._values)
 
     def store(self, layer: int, key: Tensor, value: Tensor, rows: DecodeRows) -> None:
         """Store the new tokens of compacted requests.
@@ -438,19 +415,6 @@ class FastGenRuntime:
         ops.value_norm(self._arena, block_row, norm)
         return norm
 
-    def _energy(self, request: TrackedRequest) -> Tensor:
-        """[L, H, N] float32, of the observed queries; in a replay also what blocks' own ones read.
-
-        The latter is scaled from the ``N`` queries of all blocks to the ``W`` last ones.
-        """
-        assert request.energy is not None and request.prompt_row is not None
-        asked = request.observation
-        if not asked.is_replay:
-            return request.energy
-        block, slot = self._stock_slots(request.prompt_row, 0, asked.num_tokens)
-        of_blocks = self._values[block, :, slot].T.reshape(request.energy.shape)
-        return request.energy + of_blocks * (asked.num_observed / asked.num_tokens)
-
     def finish_step(self) -> WorkerReport | None:
         """Choose policies for prompts whose last observed query has passed; report."""
         start = time.perf_counter()
@@ -458,13 +422,18 @@ class FastGenRuntime:
             if request.attention is None or request.next_observed < request.num_prompt:
                 continue
             assert request.energy is not None and request.prompt_row is not None
+            is_replay = request.observation.is_replay
+            energy = request.energy
+            if is_replay:
+                assert self._replayer is not None
+                energy = self._replayer.energy(request)
             profile = PromptProfile(
                 request.attention,
-                self._energy(request),
+                energy,
                 self._value_norm(request.prompt_row, request.num_prompt),
                 request.prompt_class,
-                request.observation.num_observed,
-                request.observation.is_replay,
+                request.num_observed,
+                is_replay,
                 self._head_weight,
             )
             try:

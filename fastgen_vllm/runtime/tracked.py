@@ -27,12 +27,14 @@ class TrackedRequest:
     options: RequestOptions
     observation: Observation
     prompt_class: Tensor  # [N] int32, TokenClass bits
+    begin: int = field(init=False)  # first query that is asked anything, in this life
     next_observed: int = field(init=False)
     attention: Tensor | None = None  # [L, H, N] while profiling
     energy: Tensor | None = None  # [L, H, N] while profiling
     waiting: Waiting = field(default_factory=dict)  # while its queries are replayed
     prompt_row: Tensor | None = None  # [blocks] int32, the prompt's stock blocks
     stock_blocks: int = 0  # first blocks that others read, too, when the prompt ended
+    unasked: tuple[int, ...] = ()  # blocks of the prompt that were found without a replay
     preemptions: int = 0
     prepared: PreparedCompaction | None = None  # until it is carried out
     planned: PlanReport | None = None  # of that compaction, also once it was carried out
@@ -41,19 +43,28 @@ class TrackedRequest:
     later_class: list[Tensor] = field(default_factory=list)  # int32, of tokens N.. on stock pages
 
     def __post_init__(self) -> None:
-        self.next_observed = self.observation.first_asked
+        self.start(self.observation.first_asked)
 
     @property
     def num_prompt(self) -> int:
         """Prompt tokens, ``N``."""
         return self.observation.num_tokens
 
+    @property
+    def num_observed(self) -> int:
+        """Last queries whose attention to all tokens is summed, ``W``: those that are computed."""
+        return self.num_prompt - max(self.begin, self.observation.first_observed)
+
+    def start(self, first: int) -> None:
+        """Have queries asked from this position on."""
+        self.begin = self.next_observed = first
+
     def restart(self) -> None:
         """Forget everything but the prompt: the request was preempted."""
         self.preemptions += 1
-        self.next_observed = self.observation.first_asked
+        self.start(self.observation.first_asked)
         self.attention = self.energy = self.prompt_row = self.prepared = self.planned = None
         self.lane = self.size = None
-        self.stock_blocks = 0
+        self.stock_blocks, self.unasked = 0, ()
         self.waiting.clear()
         self.later_class.clear()

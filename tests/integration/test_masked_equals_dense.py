@@ -1,5 +1,6 @@
 """Invariant 2: decode after compaction equals dense attention over the kept tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,15 @@ def compare(
     max_tokens: int,
     tolerance: float,
     num_shared: int = 0,
+    found: Sequence[tuple[int, bool]] = (),
     **options: Any,
 ) -> tuple[CompactionPlan, list[list[list[int]]]]:
     """Run the engine, feed its tokens to the oracle, compare.
 
     Args:
         num_shared: first tokens of the prompt that another request reads, too.
+        found: requests that were there before: so many of its first tokens, and whether they were
+            compressed.
 
     Returns:
         The plan, and the positions that the engine's heads held near the end.
@@ -109,6 +113,10 @@ def compare(
             other = prompt[:num_shared] + prompt[:5]
             off = {"fastgen": "off"}
             engine.add(other, max_tokens=max_tokens, detokenize=False, extra_args=off)
+        for length, is_compressed in found:
+            asked_for = {"fastgen": "on" if is_compressed else "off"}
+            engine.add(prompt[:length], max_tokens=20, detokenize=False, extra_args=asked_for)
+            engine.run()
         request_id = engine.add(prompt, max_tokens=max_tokens, logprobs=5, detokenize=False)
         table = engine.runtime._token_class
 
@@ -126,14 +134,21 @@ def compare(
     oracle = Decoder(model)
     asked = Observation.of(config, RequestOptions(), len(prompt))
     sample = asked.sample if asked.is_replay else 0
-    logprobs = oracle.prefill(prompt, asked.num_observed, config.pool, replay=sample)
+    begin, replayed = 0, []
+    for length, is_compressed in found:
+        if is_compressed:
+            replayed.append(range(begin, length))
+        begin = length // BLOCK_SIZE * BLOCK_SIZE
+    num_observed = min(asked.num_observed, len(prompt) - begin)
+    replayed.append(range(begin, len(prompt)))
+    logprobs = oracle.prefill(prompt, num_observed, config.pool, replay=sample, replayed=replayed)
     token_class = table[torch.tensor(prompt)]
     profile = PromptProfile(
         attention=oracle.attention,
         energy=oracle.energy,
         value_norm=oracle.value_norm,
         token_class=token_class,
-        num_observed=asked.num_observed,
+        num_observed=num_observed,
         is_replay=asked.is_replay,
     )
     geometry = CacheGeometry(
@@ -183,6 +198,26 @@ def run_tiny(
 def test_random_model(name: str, model: str, request: pytest.FixtureRequest) -> None:
     plan, _ = run_tiny(name, request.getfixturevalue(model))
     assert plan.kept_share < 1.0, "nothing was freed: the test compares nothing"
+
+
+@pytest.mark.parametrize(
+    ("found", "num_prompt"),
+    [
+        pytest.param([(701, True)], 1100, id="replayed up to within a block"),
+        pytest.param([(600, False)], 900, id="not replayed"),
+        pytest.param([(300, False), (800, True)], 1030, id="in part"),
+        pytest.param([(690, True)], 710, id="but for a few last tokens"),
+        pytest.param([(320, True), (900, True)], 915, id="by several, and few last tokens"),
+    ],
+)
+@pytest.mark.parametrize("budget", [2048, 200])
+def test_found_in_the_prefix_cache(
+    found: list[tuple[int, bool]], num_prompt: int, budget: int, tiny_llama: Path
+) -> None:
+    """What is computed is profiled; for the rest stands what others left beside its blocks."""
+    options = dict(found=found, max_num_batched_tokens=budget)
+    plan, _ = run_tiny("replay", tiny_llama, num_prompt=num_prompt, max_tokens=40, **options)
+    assert plan.kept_share < 1.0
 
 
 @pytest.mark.parametrize("name", ["paper", "coverage", "growing", "share-generated"])

@@ -1,5 +1,6 @@
-"""Replayed prompts keep the same positions, however they are computed and wherever from."""
+"""Replayed prompts: what they keep, however they are computed and wherever from."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ CONFIG = FastGenConfig(
     min_answer=1,
     coverage=CoverageOptions(recent=0.1),
 )
+ALONE = CONFIG.model_copy(update={"shared_prefix": "compress"})
 OPTIONS: dict[str, Any] = dict(
     skip_tokenizer_init=True, max_model_len=2048, kv_cache_memory_bytes=2**23
 )
@@ -42,6 +44,15 @@ def alone(tiny_llama: Path, prompt: list[int]) -> list[list[list[int]]]:
 
 @pytest.fixture
 def engine(tiny_llama: Path) -> Iterator[Engine]:
+    """Requests are compressed as if they were alone: what they keep depends on nothing else."""
+    engine = Engine(engine_config(tiny_llama, ALONE, **OPTIONS))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def sharing(tiny_llama: Path) -> Iterator[Engine]:
+    """As by default: nothing is computed that the prefix cache has."""
     engine = Engine(engine_config(tiny_llama, CONFIG, **OPTIONS))
     yield engine
     engine.close()
@@ -132,12 +143,50 @@ def test_blocks_that_were_something_else_since(
     assert cached(engine) == 0
 
 
-def test_a_prompt_that_was_preempted(engine: Engine, prompt: list[int], alone: Any) -> None:
-    request_id = engine.add(prompt, **(PARAMS | dict(max_tokens=30)))
-    assert kept(engine, request_id) == alone
-    assert engine.scheduler.reset_prefix_cache(reset_running_requests=True)
-    engine.step()
-    again = kept(engine, request_id)
-    for layer, before in zip(again, alone, strict=True):
-        for head, head_before in zip(layer, before, strict=True):
-            assert {position for position in head if position < len(prompt)} <= set(head_before)
+def expect_no_more(kept: Any, before: Any, num_prompt: int) -> None:
+    """Of the prompt every head keeps what it kept before, or less: it has generated since."""
+    for layer, layer_before in zip(kept, before, strict=True):
+        for head, head_before in zip(layer, layer_before, strict=True):
+            assert {position for position in head if position < num_prompt} <= set(head_before)
+
+
+def test_a_prompt_that_was_preempted(sharing: Engine, prompt: list[int], alone: Any) -> None:
+    request_id = sharing.add(prompt, **(PARAMS | dict(max_tokens=30)))
+    assert kept(sharing, request_id) == alone
+    assert sharing.scheduler.reset_prefix_cache(reset_running_requests=True)
+    sharing.step()
+    expect_no_more(kept(sharing, request_id), alone, len(prompt))
+
+
+@pytest.mark.parametrize("num_found", [0, 701])
+def test_a_prompt_that_was_preempted_and_found(
+    sharing: Engine, prompt: list[int], num_found: int
+) -> None:
+    """It finds all that it had computed, but uses no more than what changes nothing."""
+    if num_found:
+        sharing.add(prompt[:num_found], **PARAMS)
+        sharing.run()
+    request_id = sharing.add(prompt, **(PARAMS | dict(max_tokens=30)))
+    before = kept(sharing, request_id)
+    (request,) = sharing.scheduler.running
+    sharing.scheduler.running.remove(request)
+    sharing.scheduler._preempt_request(request, time.monotonic())
+    sharing.step()
+    again = kept(sharing, request_id)
+    assert sharing.scheduler._progress[request.request_id].found == (672 if num_found else 512)
+    expect_no_more(again, before, len(prompt))
+
+
+def test_nothing_is_computed_twice(sharing: Engine, prompt: list[int]) -> None:
+    """By whomever it was: hits are those of stock vLLM."""
+    others = [prompt[:700] + random_prompts([500], seed=5)[0], prompt]
+    first: list[dict[str, Any]] = [PARAMS, PARAMS | dict(extra_args=OFF)]
+    for other, params in zip(others, first, strict=True):
+        sharing.add(other, **params)
+        sharing.run()
+    found = []
+    for length in (300, 690, 1_100):
+        sharing.add(prompt[:length], **PARAMS)
+        found.append(cached(sharing))
+        sharing.run()
+    assert found == [288, 672, 1_088]
