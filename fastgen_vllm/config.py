@@ -21,6 +21,7 @@ PolicyName = Literal["paper", "coverage", "full", "ahakv"]
 Rung = Literal["special", "punctuation", "frequent", "local"]
 Pool = Literal["mean", "max", "min"]
 DecodeKernel = Literal["fastgen", "stock", "xformers"]
+When = Literal["short", "always"]
 
 #: Policies that keep a share or a number of tokens, and those that know no recovery.
 HAVE_BUDGET: Final = ("coverage", "ahakv")
@@ -171,6 +172,12 @@ class FastGenConfig(_Options):
         ge=1,
         description="requests that can answer fewer tokens (max_tokens, the model's length) are "
         "served uncompressed",
+    )
+    when: When = Field(
+        "short",
+        description="compact when running and waiting requests need more blocks than are free "
+        "('short': until then they are served as stock serves them), or 'always', as soon as a "
+        "prompt is whole and blocks come back",
     )
     shared_prefix: Literal["keep", "compress"] = Field(
         "keep",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, get_args
 
-from fastgen_vllm.config import GENERATED_WORDS, HAVE_BUDGET, NEED_BUDGET, PolicyName
+from fastgen_vllm.config import GENERATED_WORDS, HAVE_BUDGET, NEED_BUDGET, PolicyName, When
 
 PREFIX: Final = "fastgen"
 ENABLED: Final = "fastgen"
@@ -14,7 +14,9 @@ KEEP: Final = "fastgen_keep"
 KEEP_TOKENS: Final = "fastgen_keep_tokens"
 GENERATED: Final = "fastgen_generated"
 POLICY: Final = "fastgen_policy"
+WHEN: Final = "fastgen_when"
 REPORT: Final = "fastgen_report"
+KNOWN: Final = (ENABLED, RECOVERY, KEEP, KEEP_TOKENS, POLICY, GENERATED, WHEN, REPORT)
 SWITCH: Final = ("on", "off")
 
 
@@ -42,6 +44,7 @@ class RequestOptions:
     keep_tokens: int | None = None
     policy: PolicyName | None = None
     generated: float | None = None  # slots per generated token, 0 to 1
+    when: When | None = None
     report: bool = False  # the answer says what became of the request
 
     @classmethod
@@ -59,6 +62,7 @@ class RequestOptions:
             keep_tokens=_parse_count(KEEP_TOKENS, own.pop(KEEP_TOKENS, None)),
             policy=_parse_choice(POLICY, own.pop(POLICY, None), get_args(PolicyName)),
             generated=_parse_generated(own.pop(GENERATED, None)),
+            when=_parse_choice(WHEN, own.pop(WHEN, None), get_args(When)),
             report=_parse_switch(REPORT, own.pop(REPORT, "off")),
         )
         options._check_goal()
@@ -66,7 +70,7 @@ class RequestOptions:
             given = (arguments or {})[GENERATED]
             raise RequestOptionError(GENERATED, given, f"{POLICY} must be coverage")
         for name, value in own.items():
-            known = ", ".join((ENABLED, RECOVERY, KEEP, KEEP_TOKENS, POLICY, GENERATED, REPORT))
+            known = ", ".join(KNOWN)
             raise RequestOptionError(name, value, f"known are {known}")
         return options
 

@@ -196,7 +196,7 @@ class Decoder:
                 tile = torch.arange(last) // 32 - torch.arange(first, last)[:, None] // 32
                 p = p * ((tile == 0) | (tile == 1))  # [G, W, last]
                 energy[first:last] = pooled(p * p, pool).sum(0)[first:]
-        energy = energy.nan_to_num(float(energy.nanmean()))
+        energy = energy.nan_to_num(float(energy.nanmedian()))
         p = self._behind(layer, index, hidden, key, count - num_last, 1)
         self.attention[layer, index] = pooled(p, pool).sum(0)
         weight = min(LAST, count)

@@ -38,7 +38,7 @@ def sides_of(options: argparse.Namespace) -> tuple[tuple[Engine, ...], Models]:
     Raises:
         ValueError: one of these options cannot be used.
     """
-    engines = parse_engines(options.engines, options.fastgen)
+    engines = parse_engines(options.engines, options.fastgen, options.when)
     check_files(options)
     check_threads(options.threads)
     found = {

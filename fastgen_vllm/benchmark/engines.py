@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from fastgen_vllm.config import load_config
+from fastgen_vllm.config import When, load_config
 
 STOCK, BARE, FASTGEN = "stock", "bare", "fastgen"
 LEGAL = (
@@ -19,6 +19,7 @@ class Engine(BaseModel):
         fastgen: preset or YAML file; None compresses nothing.
         plugin: whether vLLM loads FastGen's plugin at all.
         model: directory or hub name; None is the model of ``--model``.
+        when: FastGen's option of that name; None leaves it to the preset.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -27,6 +28,17 @@ class Engine(BaseModel):
     fastgen: str | None = None
     plugin: bool = True
     model: str | None = None
+    when: When | None = None
+
+    @property
+    def chosen_when(self) -> When | None:
+        """When it compacts; None if it does not compress."""
+        return self.when or (load_config(self.fastgen).when if self.fastgen else None)
+
+    @property
+    def changes(self) -> dict[str, dict[str, str]]:
+        """What is changed of the preset, as vLLM's ``additional_config``."""
+        return {} if self.when is None else {"fastgen": {"when": self.when}}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -34,12 +46,13 @@ class Engine(BaseModel):
         return {} if self.plugin else {"VLLM_PLUGINS": ""}
 
 
-def parse_engines(text: str, fastgen: str) -> tuple[Engine, ...]:
+def parse_engines(text: str, fastgen: str, when: When | None = None) -> tuple[Engine, ...]:
     """Read ``--engines``.
 
     Args:
         text: names, with commas between them.
         fastgen: preset or YAML file of the engine ``fastgen``.
+        when: of all that compress.
 
     Raises:
         ValueError: names the option, its value and the legal set.
@@ -49,7 +62,7 @@ def parse_engines(text: str, fastgen: str) -> tuple[Engine, ...]:
         raise ValueError(f"--engines {text!r}: name at least one of {LEGAL}.")
     if len(set(names)) < len(names):
         raise ValueError(f"--engines {text}: every engine once.")
-    return tuple(_engine(name, fastgen) for name in names)
+    return tuple(_engine(name, fastgen, when) for name in names)
 
 
 def baseline(engines: tuple[Engine, ...]) -> Engine:
@@ -57,7 +70,7 @@ def baseline(engines: tuple[Engine, ...]) -> Engine:
     return next((engine for engine in engines if engine.name == STOCK), engines[0])
 
 
-def _engine(name: str, fastgen: str) -> Engine:
+def _engine(name: str, fastgen: str, when: When | None) -> Engine:
     side, at, model = name.partition("@")
     kind, colon, source = side.partition(":")
     if (at and not model) or (colon and (kind != FASTGEN or not source)):
@@ -65,7 +78,7 @@ def _engine(name: str, fastgen: str) -> Engine:
     if kind == FASTGEN:
         option = f"--engines {FASTGEN}:" if colon else "--fastgen"
         load_config(source or fastgen, option, "")
-        return Engine(name=name, fastgen=source or fastgen, model=model or None)
+        return Engine(name=name, fastgen=source or fastgen, model=model or None, when=when)
     if kind in (STOCK, BARE):
         return Engine(name=name, plugin=kind == STOCK, model=model or None)
     raise ValueError(f"--engines {name}: must be {LEGAL}.")

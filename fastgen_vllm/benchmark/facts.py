@@ -29,6 +29,7 @@ def circumstances(
         "enforce_eager": options.enforce_eager,
         "engines": [engine.name for engine in engines],
         "fastgen": {engine.name: engine.fastgen for engine in engines if engine.fastgen},
+        "when": {engine.name: engine.chosen_when for engine in engines if engine.fastgen},
         "rounds": options.rounds,
         "seed": options.seed,
         **more,

@@ -36,7 +36,8 @@ COLUMNS = (
     Column("compaction_seconds", "compaction s", compared=False),
     Column("peak_blocks", "peak blocks"),
 )
-BATCH, SHARED_PREFIX = "batch", "shared-prefix"
+BATCH, SHARED_PREFIX, CHAT = "batch", "shared-prefix", "chat"
+TURNS, TURN_LEN = 5, 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser)
     add_load(parser)
     add = parser.add_argument
-    add("--workload", default=BATCH, choices=[BATCH, SHARED_PREFIX],
+    add("--workload", default=BATCH, choices=[BATCH, SHARED_PREFIX, CHAT],
         help="batch: prompts that have nothing in common, without prefix caching; shared-prefix: "
-        "all begin with the same --shared-len tokens, with prefix caching (default: %(default)s)",
+        "all begin with the same --shared-len tokens, with prefix caching; chat: each request is a "
+        "conversation of --turns, the next of which follows its answer (default: %(default)s)",
         )  # fmt: skip
     add("--shared-len", type=positive, metavar="N",
         help="of shared-prefix (default: three quarters of --prompt-len)")  # fmt: skip
+    add("--turns", type=positive, metavar="N", help=f"of chat (default: {TURNS})")
+    add("--turn-len", type=positive, metavar="N",
+        help=f"tokens that each further turn of chat asks with (default: {TURN_LEN})")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,9 +64,10 @@ def run(options: argparse.Namespace) -> int:
         ValueError: an option cannot be used; nothing has been measured.
     """
     engines, models = comparison.sides_of(options)
-    length = options.prompt_len + options.output_len
     shared_len = _shared_len(options)
-    check_lengths(models, length, "--prompt-len and --output-len")
+    turns, turn_len = _turns(options)
+    length = options.prompt_len + options.output_len * turns + turn_len * (turns - 1)
+    check_lengths(models, length, "--prompt-len and --output-len, of all turns")
     max_model_len = model_len(models, length)
     check_pool(models, options.pool_gib, max_model_len)
     threads = default_threads(options.threads)
@@ -80,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
             prompt_len=options.prompt_len,
             output_len=options.output_len,
             shared_len=shared_len,
-            prefix_caching=options.workload == SHARED_PREFIX,
+            turns=turns,
+            turn_len=turn_len,
+            prefix_caching=options.workload != BATCH,
         )
         environment = {**in_process_environment(threads), **engine.environment}
         return run_worker("batch", settings, environment)
@@ -93,11 +101,13 @@ def run(options: argparse.Namespace) -> int:
         num_requests=options.num_requests,
         prompt_len=options.prompt_len,
         shared_len=shared_len,
+        turns=turns,
+        turn_len=turn_len,
         output_len=options.output_len,
         pool_gib=options.pool_gib,
         block_size=BLOCK_SIZE,
         max_num_batched_tokens=max(MAX_BATCHED_TOKENS, options.num_requests),
-        prefix_caching=options.workload == SHARED_PREFIX,
+        prefix_caching=options.workload != BATCH,
     )
     return comparison.run(comparison.Comparison(engines, facts, COLUMNS, measure), options)
 
@@ -119,3 +129,17 @@ def _shared_len(options: argparse.Namespace) -> int:
             f"--shared-len {shared_len}: must be less than --prompt-len {options.prompt_len}."
         )
     return shared_len
+
+
+def _turns(options: argparse.Namespace) -> tuple[int, int]:
+    """Turns of a conversation, and tokens that a further one asks with.
+
+    Raises:
+        ValueError: the options contradict each other.
+    """
+    if options.workload == CHAT:
+        return options.turns or TURNS, options.turn_len or TURN_LEN
+    for option, value in (("--turns", options.turns), ("--turn-len", options.turn_len)):
+        if value is not None:
+            raise ValueError(f"{option} is of --workload {CHAT}.")
+    return 1, 0

@@ -4,10 +4,10 @@ import argparse
 import importlib.util
 import os
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from fastgen_vllm.benchmark.model import Models
-from fastgen_vllm.config import preset_names
+from fastgen_vllm.config import When, preset_names
 
 PROMPT_LEN, OUTPUT_LEN = 1024, 256  # tokens, if nothing else is asked for
 BLOCK_SIZE = 32  # on all sides: the smallest that FastGen's kernels take
@@ -33,6 +33,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--fastgen", default="balanced", metavar="PRESET|FILE.yaml",
         help=f"of engine `fastgen`: {', '.join(preset_names())} or a YAML file "
         "(default: %(default)s)")  # fmt: skip
+    add("--when", choices=get_args(When),
+        help="of every side that compresses: in a full pool, or always (default: the preset's)"
+        )  # fmt: skip
     add("--model", help="directory or hub name (default: the embedded model)")
     add("--dtype", default="auto", choices=["auto", "bfloat16", "float16", "float32"])
     add("--enforce-eager", action="store_true", help="do not compile the model, on any side")

@@ -1,5 +1,6 @@
 """A server to put load on, and what its ``/metrics`` say meanwhile."""
 
+import json
 import re
 import sys
 import threading
@@ -45,6 +46,8 @@ class Server:
     ) -> None:
         if engine.plugin:
             command = ["fastgen_vllm", "serve", model, "--fastgen", engine.fastgen or "off"]
+            if engine.changes:
+                command += ["--additional-config", json.dumps(engine.changes)]
         else:
             command = ["vllm.entrypoints.openai.api_server", "--model", model]
         command = [sys.executable, "-m", *command, "--host", HOST, "--port", str(port), *flags]

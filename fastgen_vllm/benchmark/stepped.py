@@ -35,7 +35,7 @@ class Step(NamedTuple):
     decoded: int  # requests that went on by a token
     running: int  # requests after the step
     blocks: int  # in use after the step
-    produced: tuple[tuple[str, int], ...]  # names, and tokens that came out
+    produced: tuple[tuple[str, tuple[int, ...]], ...]  # names, and tokens that came out
     host_ms: float = 0.0  # what FastGen's orders, metadata and plans took of it
 
     @property
@@ -78,6 +78,7 @@ class SteppedEngine:
             seed=0,
         )
         if settings.engine.fastgen is not None:
+            options["additional_config"] = settings.engine.changes
             options = llm_options(settings.engine.fastgen, **options)
         self._llm = LLMEngine.from_engine_args(EngineArgs(**options))
         self._scheduler = self._llm.engine_core.engine_core.scheduler
@@ -153,7 +154,7 @@ class SteppedEngine:
             self._decoded,
             len(self._scheduler.running),
             pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
-            tuple((output.request_id, len(output.outputs[0].token_ids)) for output in outputs),
+            tuple((out.request_id, tuple(out.outputs[0].token_ids)) for out in outputs),
             1e3 * self._host_seconds,
         )
 

@@ -39,6 +39,7 @@ COLUMNS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``steps``."""
     add_common(parser)
+    parser.set_defaults(when="always")  # in a pool with room
     add = parser.add_argument
     add("--contexts", type=positives, default=(1024, 2048, 4096, 8192), metavar="LIST",
         help="tokens of a request, each at the first of --running "

@@ -82,6 +82,18 @@ class PerHeadManager(FullAttentionManager):
         """Blocks that the request holds now."""
         return len(self.req_to_blocks.get(request_id, ()))
 
+    def num_missing(self, request_id: str, num_tokens: int) -> int:
+        """Blocks that a running request needs for so many stored tokens and does not hold."""
+        size = self._streams.get(request_id)
+        needed = size.blocks(num_tokens) if size else cdiv(num_tokens, self.block_size)
+        return max(0, needed - self.num_blocks(request_id))
+
+    def num_in_use(self, request: Request) -> int:
+        """Blocks of a waiting request's tokens that the prefix cache has and running ones hold."""
+        groups = [self.kv_cache_group_id]
+        found = (self.block_pool.get_cached_block(key, groups) for key in request.block_hashes)
+        return sum(blocks[0].ref_cnt > 0 for blocks in takewhile(bool, found) if blocks)
+
     def num_returned(self, request_id: str, num_stay: int) -> int:
         """Blocks that come back when the request gives up its row, but for the first ones.
 
@@ -162,8 +174,8 @@ class PerHeadManager(FullAttentionManager):
         apply_admission_cap: bool = False,
         prefill_end: int = 0,
     ) -> int:
-        if (size := self._streams.get(request_id)) is not None:
-            return max(0, size.blocks(num_tokens) - self.num_blocks(request_id))
+        if self.is_compacted(request_id):
+            return self.num_missing(request_id, num_tokens)
         needed: int = super().get_num_blocks_to_allocate(
             request_id,
             num_tokens,

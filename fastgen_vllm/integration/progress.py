@@ -16,6 +16,8 @@ class RequestProgress:
     outcome: Uncompacted | None
     #: what is asked of its prompt; None if it is not profiled
     observation: Observation | None = None
+    #: whether it is compacted only when room is short
+    is_patient: bool = False
     #: tokens that the prefix cache had when it last began to run, and when it first did
     found: int = 0
     first_found: int | None = None

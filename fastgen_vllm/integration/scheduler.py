@@ -1,10 +1,13 @@
 """The scheduler's side of compaction.
 
 When a worker reports a plan, the request waits here until the next ``schedule()`` in which
-compaction gives back blocks. Then its blocks are swapped, the copy is ordered on the step's
-message and the old blocks go back. Until then the request decodes through the stock path.
+compaction gives back blocks that somebody needs (or at once, ``when: always``). Then its blocks are
+swapped, the copy is ordered on the step's message and the old blocks go back. Until then the
+request decodes through the stock path.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -135,35 +138,67 @@ class PerHeadScheduling(Scheduler):
             self.stats.observe_plan(plan)
 
     def _compact_pending(self, manager: PerHeadManager) -> list[CompactionOrder]:
-        """Swap the blocks of every request whose plan gives some back."""
+        """Compact requests whose plans give back blocks; patient ones while blocks are missing."""
         orders = []
+        patient: list[tuple[int, Request]] = []
         for request_id, request in list(self._pending.items()):
             progress = self._progress[request_id]
             if request.is_prefill_chunk and request.num_computed_tokens != progress.compacted_at:
                 continue  # what it had generated before a preemption
             assert progress.plan is not None
-            size, num_stored = progress.plan.size, request.num_computed_tokens
+            size = progress.plan.size
             if not self._may_save(request, size):
                 del self._pending[request_id]
                 self._declined.append(request_id)
                 progress.settle(Uncompacted.NO_SAVING)
-                continue
-            if (reason := self._reason_to_wait(request, progress, size, manager)) is not None:
+            elif (reason := self._reason_to_wait(request, progress, size, manager)) is not None:
                 progress.wait(reason)
-                continue
-            free = manager.num_free()
-            old, new = manager.compact(request_id, size, num_stored)
-            del self._pending[request_id]
-            # None for a request that is forced to take more.
-            progress.compact(num_stored, given_back=max(0, manager.num_free() - free))
-            self._departures += 1
-            orders.append(
-                CompactionOrder(
-                    *(request_id, request.num_preemptions, old, new, num_stored),
-                    num_stay=size.stock_blocks,
-                )
-            )
+            elif progress.is_patient and progress.compacted_at is None:
+                taken = size.blocks(request.num_computed_tokens) - size.stock_blocks
+                saved = manager.num_returned(request_id, size.stock_blocks) - taken
+                patient.append((saved, request))
+            else:
+                orders.append(self._compact(request, progress, manager))
+        patient.sort(key=lambda one: one[0], reverse=True)
+        missing, needs = 0, self._needs(manager)
+        for _, request in patient:
+            while missing <= manager.num_free() and (need := next(needs, None)) is not None:
+                missing += need
+            progress = self._progress[request.request_id]
+            if missing > manager.num_free():
+                orders.append(self._compact(request, progress, manager))
+            else:
+                progress.wait(Uncompacted.ROOM)
         return orders
+
+    def _needs(self, manager: PerHeadManager) -> Iterator[int]:
+        """Blocks that are needed now: by all that run, then by each that could begin to."""
+        yield sum(
+            manager.num_missing(
+                request.request_id, request.num_tokens_with_spec + request.num_output_placeholders
+            )
+            for request in self.running
+        )
+        could_begin = self.max_num_running_reqs - len(self.running)
+        for request in islice(self.waiting, could_begin):
+            yield cdiv(request.num_tokens, self.block_size) - manager.num_in_use(request)
+
+    def _compact(
+        self, request: Request, progress: RequestProgress, manager: PerHeadManager
+    ) -> CompactionOrder:
+        """Swap a request's blocks for its page stream."""
+        request_id, num_stored = request.request_id, request.num_computed_tokens
+        assert progress.plan is not None
+        size, free = progress.plan.size, manager.num_free()
+        old, new = manager.compact(request_id, size, num_stored)
+        del self._pending[request_id]
+        # None for a request that is forced to take more.
+        progress.compact(num_stored, given_back=max(0, manager.num_free() - free))
+        self._departures += 1
+        return CompactionOrder(
+            *(request_id, request.num_preemptions, old, new, num_stored),
+            num_stay=size.stock_blocks,
+        )
 
     def _may_save(self, request: Request, size: StreamSize) -> bool:
         """Whether compaction could give back a block now or when the request is longer."""
@@ -226,8 +261,9 @@ class PerHeadScheduling(Scheduler):
         outcome = self._first_outcome(request, options)
         if outcome is not Uncompacted.FINISHED_FIRST:
             return RequestProgress(outcome)
-        num_tokens = request.num_prompt_tokens
-        return RequestProgress(outcome, Observation.of(self._fastgen, options, num_tokens))
+        asked = Observation.of(self._fastgen, options, request.num_prompt_tokens)
+        when = options.when or self._fastgen.when
+        return RequestProgress(outcome, asked, when == "short" and not self._fastgen.force)
 
     def _first_outcome(self, request: Request, options: RequestOptions) -> Uncompacted:
         """Why the request will stay as it is, or what to say if it ends before its plan."""

@@ -61,6 +61,7 @@ class Uncompacted(StrEnum):
     OFF = "off"  # asked for, or a kind of request that is not profiled
     SHORT = "short"  # fewer prompt tokens than `min_prompt`
     SHORT_ANSWER = "short_answer"  # it could not answer `min_answer` tokens
+    ROOM = "room"  # there was room for it as it is
     NO_SAVING = "no_saving"  # compaction would not have given back a block
     NO_ROOM = "no_room"  # forced without a saving, the pool was full until it finished
     UNOBSERVED = "unobserved"  # queries that had to be profiled were not computed

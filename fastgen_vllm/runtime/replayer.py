@@ -57,7 +57,7 @@ class Replayer:
 
         The latter are scaled from ``N`` queries to :data:`LAST`. If the prefix cache left fewer
         last ones, they weigh the less; the sum is always that of ``2 * W`` queries. A token whose
-        block was computed without a replay got of it what the average token of its head got.
+        block was computed without a replay got of it what the median token of its head got.
         """
         assert request.energy is not None and request.prompt_row is not None
         num_tokens, last = request.num_prompt, request.num_observed
@@ -85,7 +85,5 @@ class Replayer:
 
 
 def _fill(energy: Tensor, is_known: Tensor) -> Tensor:
-    """Give [heads, N] tokens that are not known the mean of their head's others."""
-    known = energy.where(is_known, 0)
-    mean = known.sum(-1, keepdim=True) / is_known.sum().clamp(min=1)
-    return known.where(is_known, mean)
+    """Give [heads, N] tokens that are not known the median of their head's others."""
+    return energy.where(is_known, energy[:, is_known].median(-1, keepdim=True).values)

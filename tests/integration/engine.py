@@ -15,6 +15,7 @@ import pytest
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -116,7 +117,14 @@ class Engine:
         """How often requests were preempted so far."""
         return sum(self._preemptions.values())
 
-    def add(self, prompt: Sequence[int], *, priority: int = 0, **params: Any) -> str:
+    def add(
+        self,
+        prompt: Sequence[int],
+        *,
+        priority: int = 0,
+        lora_request: LoRARequest | None = None,
+        **params: Any,
+    ) -> str:
         """Queue a prompt of token ids; greedy unless told otherwise."""
         request_id = f"r{self._count}"
         self._count += 1
@@ -125,6 +133,7 @@ class Engine:
             request_id,
             {"prompt_token_ids": list(prompt)},
             SamplingParams(**chosen),
+            lora_request=lora_request,
             priority=priority,
         )
         return request_id

@@ -13,7 +13,9 @@ from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 
 PARAMS: dict[str, Any] = dict(detokenize=False)
-FASTGEN = FastGenConfig(policy="coverage", keep=0.37, min_prompt=64, observe=32, min_answer=1)
+FASTGEN = FastGenConfig(
+    when="always", policy="coverage", keep=0.37, min_prompt=64, observe=32, min_answer=1
+)
 OPTIONS: dict[str, Any] = dict(skip_tokenizer_init=True, max_model_len=1024)
 
 

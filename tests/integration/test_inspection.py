@@ -17,7 +17,9 @@ MOST_STEPS = 50
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
 def engine(request: pytest.FixtureRequest, tiny_llama: Path) -> Any:
     # Generated tokens are kept, so that no prompt token gives way to one.
-    fastgen = FastGenConfig(policy="coverage", keep=0.25, coverage=CoverageOptions(generated=1))
+    fastgen = FastGenConfig(
+        when="always", policy="coverage", keep=0.25, coverage=CoverageOptions(generated=1)
+    )
     config = engine_config(
         tiny_llama, fastgen, async_scheduling=request.param, skip_tokenizer_init=True
     )
@@ -134,7 +136,9 @@ def test_what_is_paused_is_shown(engine: Engine) -> None:
 
 def test_a_preempted_plan_is_forgotten(tiny_llama: Path) -> None:
     """A request that waits again shows nothing of the plan that it lost."""
-    fastgen = FastGenConfig(policy="coverage", keep=0.5, coverage=CoverageOptions(generated=1))
+    fastgen = FastGenConfig(
+        when="always", policy="coverage", keep=0.5, coverage=CoverageOptions(generated=1)
+    )
     options = dict(max_model_len=512, num_gpu_blocks_override=20, skip_tokenizer_init=True)
     engine = Engine(engine_config(tiny_llama, fastgen, **options))
     try:

@@ -16,7 +16,7 @@ from tests.integration.engine import Engine, engine_config
 from tests.integration.tiny import random_prompts
 
 BLOCK_BYTES = 3 * 2 * 32 * 64 * 4  # layers, heads, slots, K and V, float32
-CONFIG = FastGenConfig(policy="coverage", recovery=0.6, observe=64)
+CONFIG = FastGenConfig(when="always", policy="coverage", recovery=0.6, observe=64)
 OPTIONS: dict[str, Any] = dict(
     skip_tokenizer_init=True,
     max_model_len=768,

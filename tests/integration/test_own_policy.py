@@ -69,7 +69,9 @@ class Errors(logging.Handler):
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_a_prompt_on_which_a_policy_fails(tiny_llama: Path, is_async: bool) -> None:
     """It is served uncompressed, and the log and the metric say so; others are compressed."""
-    config = FastGenConfig(policy=f"{own.MODULE}:Choosy", recovery=0.01, min_answer=1)
+    config = FastGenConfig(
+        when="always", policy=f"{own.MODULE}:Choosy", recovery=0.01, min_answer=1
+    )
     prompts = random_prompts([LENGTH, LENGTH + 1, LENGTH])
     params = dict(max_tokens=8, detokenize=False)
     options = dict(async_scheduling=is_async, skip_tokenizer_init=True)

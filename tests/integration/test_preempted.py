@@ -19,6 +19,7 @@ PARAMS: dict[str, Any] = dict(max_tokens=ANSWER, detokenize=False)
 
 def make_engine(model: Path, is_async: bool, generated: float = 0, **options: Any) -> Engine:
     fastgen = FastGenConfig(
+        when="always",
         policy="coverage",
         keep=0.25,
         min_prompt=64,

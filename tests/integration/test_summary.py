@@ -17,6 +17,7 @@ ANSWER = 40
 
 def make_engine(model: Path, is_async: bool = False, **options: Any) -> Engine:
     fastgen = FastGenConfig(
+        when="always",
         policy="coverage",
         keep=0.25,
         min_prompt=100,

@@ -226,7 +226,7 @@ def test_the_published_shape_serves(layer_types: str, owners: int, tmp_path: Pat
     ).save_pretrained(tmp_path)
     shape = dict(dtype="bfloat16", load_format="dummy", kv_cache_memory_bytes=2**26)
     config = engine_config(
-        tmp_path, FastGenConfig(policy="coverage", keep=0.25), **(OPTIONS | shape)
+        tmp_path, FastGenConfig(when="always", policy="coverage", keep=0.25), **(OPTIONS | shape)
     )
     results, engine = generate(config, random_prompts([5, 100]), max_tokens=8, detokenize=False)
     assert [len(finished.tokens) for finished in results] == [8, 8]
