@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from fastgen_vllm.config import GENERATED_WORDS, HAVE_BUDGET, NEED_BUDGET, PolicyName
+from fastgen_vllm.config import GENERATED_WORDS, HAVE_BUDGET, NEED_BUDGET, PolicyName, When
 from fastgen_vllm.request import (
     ENABLED,
     GENERATED,
@@ -27,6 +27,7 @@ from fastgen_vllm.request import (
     RECOVERY,
     REPORT,
     SWITCH,
+    WHEN,
 )
 
 Share = float  # from 0 to 1
@@ -53,6 +54,7 @@ _ARGUMENTS: dict[str, Any] = {
             ]
         },
         POLICY: {"enum": list(get_args(PolicyName))},
+        WHEN: {"enum": list(get_args(When))},
     },
     "additionalProperties": False,
     "not": {
@@ -147,7 +149,9 @@ class RunningRequest(BaseModel):
     )
     blocks_uncompressed: int = Field(description="blocks that so many tokens take in stock vLLM")
     compacted: bool = Field(description="whether it decodes over per-head block tables")
-    kept_share: Share | None = Field(description="of its prompt; null before it is planned")
+    kept_share: Share | None = Field(
+        description="of its prompt, once it is compacted; null before that is planned"
+    )
     policies: dict[str, int] = Field(description="heads by policy; empty before it is planned")
 
 

@@ -223,13 +223,14 @@ class PerHeadWorking(WorkerBase):
         elif config.keep is not None:
             goal = f"keep {config.keep:.3g}"
         logger.info(
-            "FastGen is on: preset %s, policy %s, %s, observed queries %s, "
+            "FastGen is on: preset %s, policy %s, %s, compacting %s, observed queries %s, "
             "pool %s, kernels %s, decode kernel %s, page %d slots, "
             "KV pool %d blocks = %d pages, of its memory %.1f MiB for slot "
             "metadata; choosing for a prompt takes up to %.0f MiB for a moment",
             config.name,
             config.policy,
             goal,
+            "when room is short" if config.when == "short" and not config.force else "always",
             Observation.of(config, RequestOptions(), self.model_config.max_model_len),
             config.pool,
             kernels,

@@ -44,7 +44,11 @@ def chat(client: openai.OpenAI, prompt: str = LONG, **extra: object) -> str:
 
 def test_start_line(server: Server) -> None:
     (line,) = [row for row in server.log.read_text().splitlines() if "FastGen is on" in row]
-    assert re.search(r"preset balanced, policy \w+, (recovery|keep) [\d.]+, observed queries", line)
+    assert re.search(
+        r"preset balanced, policy \w+, (recovery|keep) [\d.]+, compacting when room is short, "
+        "observed queries replay",
+        line,
+    )
     for fact in ("kernels fastgen/", "page 32 slots", "blocks", "pages"):
         assert fact in line
 
@@ -89,6 +93,7 @@ def test_completion(client: openai.OpenAI) -> None:
         {"fastgen_keep": 0.3},
         {"fastgen_keep": 0.3, "fastgen_generated": "keep"},
         {"fastgen_keep_tokens": 300},
+        {"fastgen_when": "always"},
         {"fastgen_keep_tokens": 300, "fastgen_policy": "ahakv"},
     ],
 )
@@ -115,6 +120,7 @@ BAD_OPTIONS: list[tuple[dict[str, object], str, str]] = [
     ({"fastgen_generated": 1.5}, "fastgen_generated", "from 0 to 1"),
     ({"fastgen_policy": "best"}, "fastgen_policy", "one of paper, coverage, full"),
     ({"fastgen_policy": "ahakv"}, "fastgen_policy", "give fastgen_keep or fastgen_keep_tokens"),
+    ({"fastgen_when": "now"}, "fastgen_when", "one of short, always"),
     ({"fastgen_policy": 1}, "fastgen_policy", "one of paper, coverage, full"),
     ({"fastgen_policy": {"a": 1}}, "fastgen_policy", "one of paper, coverage, full"),
     ({"fastgen_window": 3}, "fastgen_window", "known are fastgen, fastgen_recovery"),

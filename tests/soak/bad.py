@@ -37,6 +37,7 @@ ARGUMENTS: tuple[Json, ...] = (
     {"fastgen_generated": 1.5},
     {"fastgen_generated": 0.5, "fastgen_policy": "full"},
     {"fastgen_policy": "best"},
+    {"fastgen_when": "now"},
     {"fastgen_keeps": 0.3},
 )
 #: What their errors speak of: the argument, or vLLM's field if the number is too large for it.

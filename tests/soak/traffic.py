@@ -41,6 +41,7 @@ OWN: tuple[Json, ...] = (
     {"fastgen_policy": "full"},
     {"fastgen_keep": 0.2},
     {"fastgen_keep_tokens": 200},
+    {"fastgen_when": "always"},
     {"fastgen_keep_tokens": 200, "fastgen_policy": "ahakv"},
     {"fastgen_keep": 0.4, "fastgen_generated": "keep"},
     {"fastgen_generated": "replace"},
