@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import lcm
 
+from fastgen_vllm.pages.size import StreamSize
 from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.replay import BLOCK, TILE, whole_blocks
 from fastgen_vllm.runtime.messages import PlanReport, Uncompacted
@@ -36,6 +37,12 @@ class RequestProgress:
     def is_profiled(self) -> bool:
         """Whether its prompt is, will be or was profiled by the worker."""
         return self.plan is not None or self.outcome is Uncompacted.FINISHED_FIRST
+
+    @property
+    def size(self) -> StreamSize:
+        """Of the page stream that is planned for it."""
+        assert self.plan is not None, "it has no plan"
+        return self.plan.size
 
     @property
     def awaits_plan(self) -> bool:

@@ -6,7 +6,7 @@ swapped, the copy is ordered on the step's message and the old blocks go back. U
 request decodes through the stock path.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -133,42 +133,54 @@ class PerHeadScheduling(Scheduler):
             # With async scheduling the request may have ended or been preempted since.
             if request is None or request.num_preemptions != plan.preemptions:
                 continue
-            self._progress[plan.request_id].receive(plan)
-            self._pending[plan.request_id] = request
+            progress = self._progress[plan.request_id]
+            progress.receive(plan)
             self.stats.observe_plan(plan)
+            if self._may_save(request, plan.size):
+                self._pending[plan.request_id] = request
+            else:
+                self._declined.append(plan.request_id)
+                progress.settle(Uncompacted.NO_SAVING)
 
     def _compact_pending(self, manager: PerHeadManager) -> list[CompactionOrder]:
         """Compact requests whose plans give back blocks; patient ones while blocks are missing."""
         orders = []
-        patient: list[tuple[int, Request]] = []
+        patient = []
         for request_id, request in list(self._pending.items()):
             progress = self._progress[request_id]
             if request.is_prefill_chunk and request.num_computed_tokens != progress.compacted_at:
                 continue  # what it had generated before a preemption
-            assert progress.plan is not None
-            size = progress.plan.size
-            if not self._may_save(request, size):
-                del self._pending[request_id]
-                self._declined.append(request_id)
-                progress.settle(Uncompacted.NO_SAVING)
-            elif (reason := self._reason_to_wait(request, progress, size, manager)) is not None:
+            if progress.is_patient and progress.compacted_at is None:
+                patient.append(request)
+            elif (reason := self._reason_to_wait(request, manager)) is not None:
                 progress.wait(reason)
-            elif progress.is_patient and progress.compacted_at is None:
-                taken = size.blocks(request.num_computed_tokens) - size.stock_blocks
-                saved = manager.num_returned(request_id, size.stock_blocks) - taken
-                patient.append((saved, request))
             else:
-                orders.append(self._compact(request, progress, manager))
-        patient.sort(key=lambda one: one[0], reverse=True)
+                orders.append(self._compact(request, manager))
+        if patient:
+            orders += self._make_room(patient, manager)
+        return orders
+
+    def _make_room(
+        self, candidates: Sequence[Request], manager: PerHeadManager
+    ) -> list[CompactionOrder]:
+        """Compact as many as are needed, those first that give back most."""
+        orders = []
         missing, needs = 0, self._needs(manager)
-        for _, request in patient:
+
+        def is_short() -> bool:
+            nonlocal missing
             while missing <= manager.num_free() and (need := next(needs, None)) is not None:
                 missing += need
-            progress = self._progress[request.request_id]
-            if missing > manager.num_free():
-                orders.append(self._compact(request, progress, manager))
+            return missing > manager.num_free()
+
+        if is_short():
+            candidates = sorted(candidates, key=lambda r: self._saved(r, manager), reverse=True)
+        for request in candidates:
+            reason = self._reason_to_wait(request, manager) if is_short() else Uncompacted.ROOM
+            if reason is None:
+                orders.append(self._compact(request, manager))
             else:
-                progress.wait(Uncompacted.ROOM)
+                self._progress[request.request_id].wait(reason)
         return orders
 
     def _needs(self, manager: PerHeadManager) -> Iterator[int]:
@@ -183,13 +195,11 @@ class PerHeadScheduling(Scheduler):
         for request in islice(self.waiting, could_begin):
             yield cdiv(request.num_tokens, self.block_size) - manager.num_in_use(request)
 
-    def _compact(
-        self, request: Request, progress: RequestProgress, manager: PerHeadManager
-    ) -> CompactionOrder:
+    def _compact(self, request: Request, manager: PerHeadManager) -> CompactionOrder:
         """Swap a request's blocks for its page stream."""
         request_id, num_stored = request.request_id, request.num_computed_tokens
-        assert progress.plan is not None
-        size, free = progress.plan.size, manager.num_free()
+        progress = self._progress[request_id]
+        size, free = progress.size, manager.num_free()
         old, new = manager.compact(request_id, size, num_stored)
         del self._pending[request_id]
         # None for a request that is forced to take more.
@@ -208,28 +218,26 @@ class PerHeadScheduling(Scheduler):
         saves = size.blocks(longest) < cdiv(longest, self.block_size)
         return fits and (saves or self._fastgen.force)
 
-    def _reason_to_wait(
-        self,
-        request: Request,
-        progress: RequestProgress,
-        size: StreamSize,
-        manager: PerHeadManager,
-    ) -> Uncompacted | None:
+    def _saved(self, request: Request, manager: PerHeadManager) -> int:
+        """Blocks that the pool would have more if the request were compacted now."""
+        size = self._progress[request.request_id].size
+        taken = size.blocks(request.num_computed_tokens) - size.stock_blocks
+        return manager.num_returned(request.request_id, size.stock_blocks) - taken
+
+    def _reason_to_wait(self, request: Request, manager: PerHeadManager) -> Uncompacted | None:
         """Why a request cannot be compacted now.
 
         If it saves there is room: it takes less than it returns. The readers of its blocks are
         counted again only when it has more blocks or some reader left: it may wait for long.
         """
-        request_id, num_stay = request.request_id, size.stock_blocks
-        taken = size.blocks(request.num_computed_tokens) - num_stay
-        held = manager.num_blocks(request_id)
+        progress = self._progress[request.request_id]
         if self._fastgen.force:
-            room = manager.num_free() + manager.num_returned(request_id, num_stay)
-            return Uncompacted.NO_ROOM if taken > room else None
-        look = (held, self._departures)
-        if taken >= held - num_stay or progress.looked_at == look:
+            has_room = manager.num_free() + self._saved(request, manager) >= 0
+            return None if has_room else Uncompacted.NO_ROOM
+        look = (manager.num_blocks(request.request_id), self._departures)
+        if progress.looked_at == look:
             return Uncompacted.NO_SAVING
-        if taken >= manager.num_returned(request_id, num_stay):
+        if self._saved(request, manager) <= 0:
             progress.looked_at = look
             return Uncompacted.NO_SAVING
         return None

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -139,12 +139,11 @@ class FastGenRuntime:
         assert order.preemptions == request.preemptions, "the order is for another plan"
         size = request.prepared.stream.size
         assert size.blocks(order.num_stored) == len(order.new_row), "the plan needs another row"
-        stored = torch.cat([request.prompt_class, *request.later_class])
-        assert len(stored) == order.num_stored, "worker and scheduler count tokens differently"
+        later = self._later_class(order.old_row, request.num_prompt, order.num_stored)
+        stored = torch.cat([request.prompt_class, later])
         with self._device:
             copy = request.prepared.copy(stored)
         request.size, request.prepared = size, None
-        request.later_class.clear()
         request.lane = self._free_lanes.pop()
         self._heads[request.lane] = copy.records
         saved, old_row = self._save(order)
@@ -161,6 +160,14 @@ class FastGenRuntime:
             self._values,
         )
         self._report.compaction_seconds += time.perf_counter() - start
+
+    def _later_class(self, row: list[int], num_prompt: int, num_stored: int) -> Tensor:
+        """[num_stored - num_prompt] int32, classes of what was generated on a stock row."""
+        slots = self._geometry.block_size
+        first = num_prompt // slots
+        blocks = self._to_device(row[first : -(-num_stored // slots)], torch.int64)
+        classes = self._positions[blocks, 0].flatten()
+        return classes[num_prompt - first * slots : num_stored - first * slots]
 
     def _save(self, order: CompactionOrder) -> tuple[Tensor, Tensor]:
         """Copy old blocks that are new ones too; the old row then names the copies.
@@ -218,7 +225,9 @@ class FastGenRuntime:
         is_stock = slots < record[HeadField.STOCK_PAGES] * page_slots
         return sorted(torch.where(is_stock, slots, self._positions[where]).tolist())
 
-    def _to_device(self, values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
+    def _to_device(
+        self, values: Sequence[int] | Sequence[Sequence[int]], dtype: torch.dtype
+    ) -> Tensor:
         """Copy numbers to the device without waiting for what it is doing."""
         host = torch.tensor(values, dtype=dtype, pin_memory=self._pin_memory)
         return host.to(self._device, non_blocking=True)
@@ -247,6 +256,7 @@ class FastGenRuntime:
         """
         observed: list[ObservedRows] = []
         decoding: list[int] = []
+        generated: list[tuple[int, int, int]] = []  # row, position, token of the batch
         for row, request_id in enumerate(request_ids):
             request = self._requests.get(request_id)
             if request is None:
@@ -256,13 +266,18 @@ class FastGenRuntime:
                 continue
             begin, end = query_start[row], query_start[row + 1]
             first = seq_lens[row] - (end - begin)
-            if seq_lens[row] > request.num_prompt:
-                skipped = max(0, request.num_prompt - first)
-                later = self._token_class[input_ids[begin + skipped : end].long()]
-                request.later_class.append(later)
+            for position in range(max(first, request.num_prompt), seq_lens[row]):
+                generated.append((row, position, begin + position - first))
             rows = self._observe_rows(request_id, first, begin, seq_lens[row], block_table[row])
             if rows is not None:
                 observed.append(rows)
+        if generated:
+            # A slot of a stock row needs no position: there the class of its token waits.
+            row_of, position_of, token_of = self._to_device(generated, torch.int64).T
+            slots = self._geometry.block_size
+            block = block_table[row_of, position_of // slots].long()
+            token_class = self._token_class[input_ids[token_of].long()]
+            self._positions[block, 0, position_of % slots] = token_class
         if not observed and not decoding:
             return None
         decode = None

@@ -40,7 +40,6 @@ class TrackedRequest:
     planned: PlanReport | None = None  # of that compaction, also once it was carried out
     lane: int | None = None  # row of `heads` once compacted
     size: StreamSize | None = None  # of the page stream once compacted
-    later_class: list[Tensor] = field(default_factory=list)  # int32, of tokens N.. on stock pages
 
     def __post_init__(self) -> None:
         self.start(self.observation.first_asked)
@@ -67,4 +66,3 @@ class TrackedRequest:
         self.lane = self.size = None
         self.stock_blocks, self.unasked = 0, ()
         self.waiting.clear()
-        self.later_class.clear()
