@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     shared_len = _shared_len(options)
     turns, turn_len = _turns(options)
     length = options.prompt_len + options.output_len * turns + turn_len * (turns - 1)
-    check_lengths(models, length, "--prompt-len and --output-len, of all turns")
+    of_all = ", of all turns" if turns > 1 else ""
+    check_lengths(models, length, f"--prompt-len and --output-len{of_all}")
     max_model_len = model_len(models, length)
     check_pool(models, options.pool_gib, max_model_len)
     threads = default_threads(options.threads)

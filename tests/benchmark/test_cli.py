@@ -214,3 +214,23 @@ def test_help_tells_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "What it is for." in out
     for command in ("kernels", *ALL):
         assert command in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["--shared-len", "9"], "--shared-len is of --workload shared-prefix"),
+        (["--turns", "3"], "--turns is of --workload chat"),
+        (["--turn-len", "3", "--workload", "shared-prefix"], "--turn-len is of --workload chat"),
+        (["--workload", "chat", "--prompt-len", "1000", "--output-len", "250"],
+         "--prompt-len and --output-len, of all turns: 2378 tokens, but"),
+    ],
+)  # fmt: skip
+def test_options_of_another_workload(
+    arguments: list[str],
+    start: str,
+    described_model: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = ["--model", str(described_model)]
+    assert start in refused(["offline", *model, *arguments], capsys)

@@ -70,23 +70,49 @@ def test_two_engines_are_compared(tiny_model: Path, quarter: str, tmp_path: Path
 def test_a_shared_beginning_is_computed_and_held_once(
     tiny_model: Path, quarter: str, tmp_path: Path
 ) -> None:
-    """In blocks of 512 tokens by FastGen, which has replayed them, and of 32 by stock."""
+    """By both sides; compressed, each request holds a part of what it has itself."""
     done = benchmark(
         *("offline", "--workload", "shared-prefix", "--shared-len", "640", "--model"),
         *(str(tiny_model), "--fastgen", quarter, "--pool-gib", "0.01", "--num-requests", "4"),
         *("--prompt-len", "768", "--output-len", "64", "--threads", "1"),
-        *("--json", str(tmp_path / "a.json")),
+        *("--when", "always", "--json", str(tmp_path / "a.json")),
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "a.json").read_text())
     facts = found["facts"]
     assert (facts["workload"], facts["shared_len"]) == ("shared-prefix", 640)
+    assert facts["when"] == {"fastgen": "always"}
     assert facts["prefix_caching"] is True
     ours, stock = found["median"]["fastgen"], found["median"]["stock"]
-    assert stock["computed_tokens"] == 768 + 3 * 128
-    assert ours["computed_tokens"] == 768 + 3 * 256
+    assert stock["computed_tokens"] == ours["computed_tokens"] == 768 + 3 * 128
     assert stock["peak_blocks"] == 20 + 4 * 6
-    assert ours["peak_blocks"] <= 24 + 3 * 8
+    assert ours["peak_blocks"] <= 20 + 4 * 4
+
+
+@pytest.mark.parametrize("when", ["short", "always"])
+def test_a_chat_finds_what_was_said(
+    when: str, tiny_model: Path, quarter: str, tmp_path: Path
+) -> None:
+    """But an answer that was generated after the request was compacted is computed again."""
+    done = benchmark(
+        *("offline", "--workload", "chat", "--turns", "3", "--turn-len", "20", "--model"),
+        *(str(tiny_model), "--fastgen", quarter, "--pool-gib", "0.01", "--num-requests", "2"),
+        *("--prompt-len", "256", "--output-len", "60", "--threads", "1", "--when", when),
+        *("--json", str(tmp_path / "a.json")),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert (found["facts"]["turns"], found["facts"]["turn_len"]) == (3, 20)
+    ours, stock = found["median"]["fastgen"], found["median"]["stock"]
+    # Turns of 336 and 416 tokens, of which the blocks up to 288 and 384 are found.
+    assert stock["computed_tokens"] == 2 * (256 + (336 - 288) + (416 - 384))
+    assert stock["output_throughput"] == pytest.approx(2 * 3 * 60 / stock["seconds"])
+    if when == "short":
+        assert ours["computed_tokens"] == stock["computed_tokens"]
+        assert ours["compaction_seconds"] == 0
+    else:
+        assert ours["computed_tokens"] > stock["computed_tokens"]
+        assert ours["compaction_seconds"] > 0
 
 
 def test_two_models_are_compared(tmp_path: Path) -> None:
