@@ -339,7 +339,7 @@ def attend_to_head(
     rule = StoreRule(int(record[HeadField.RULE]))
     if rule.values_tokens:
         gained = probability.square() if rule == StoreRule.BY_ENERGY else probability
-        fixed = int(record[HeadField.READ_ONLY]) * (arena.shape[3] // 2)
+        fixed = min(len(keys), int(record[HeadField.READ_ONLY]) * (arena.shape[3] // 2))
         valued = slots_of(arena, row, record, torch.arange(fixed, len(keys)))
         values[valued] += pooled(gained, pool)[fixed:]
     return (probability @ vals.float()).to(query.dtype)
