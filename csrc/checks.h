@@ -182,6 +182,12 @@ class Checks {
     return {static_cast<const int32_t*>(t.data_ptr()), static_cast<int>(t.size(0))};
   }
 
+  // Head records [L, H, 16] of one request.
+  const HeadRecord* heads(const char* name, const Tensor& t, const PagePool& pool) const {
+    contiguous(name, t, ScalarType::Int, {pool.num_layers, pool.num_heads, kHeadFields});
+    return static_cast<const HeadRecord*>(t.data_ptr());
+  }
+
   // The requests of a step of `num_tokens` tokens.
   StepRequests step(const Tensor& token_index, const Tensor& lanes, const Tensor& block_rows,
                     const Tensor& heads, int64_t layer, int64_t num_tokens,

@@ -58,6 +58,17 @@ void Contents::stream(const char* name, const BlockRow& row, int64_t num_pages) 
   blocks(name, row, (num_pages + per_block - 1) / per_block, pool_.num_blocks);
 }
 
+void Contents::heads(const HeadRecord* records, int first, int count, int32_t num_slots,
+                     const BlockRow& row) const {
+  int64_t num_pages = 0;
+  for (int i = first; i < first + count; ++i) {
+    const Place place = {-1, i / pool_.num_heads, i % pool_.num_heads};
+    record(records[i], place);
+    num_pages = std::max(num_pages, slots(records[i], place, num_slots, "block_row", row));
+  }
+  stream("block_row", row, num_pages);
+}
+
 void Contents::requests(const StepRequests& step) const {
   std::vector<bool> taken(step.num_lanes);
   for (int request = 0; request < step.num_requests; ++request) {

@@ -40,6 +40,11 @@ class Contents {
   // The blocks of a stream's first pages are blocks of the pool.
   void stream(const char* name, const BlockRow& row, int64_t num_pages) const;
 
+  // Heads [first, first + count) of one request, among records [L, H], are sound, and the first
+  // `num_slots` slots of each are there.
+  void heads(const HeadRecord* records, int first, int count, int32_t num_slots,
+             const BlockRow& row) const;
+
   // Every request's token and lane exist, no lane is another's too, its records are sound, and the
   // first slots_of(record, place, request) slots of its heads are there.
   template <typename SlotsOf>

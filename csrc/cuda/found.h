@@ -48,4 +48,10 @@ __device__ __forceinline__ bool has_room(const HeadRecord& head, int32_t num_slo
   return needed <= stream_pages(pool, row);
 }
 
+// Whether a head is sound and its row has room for its first `num_slots` slots.
+__device__ __forceinline__ bool has_slots(const PagePool& pool, const BlockRow& row,
+                                          const HeadRecord& head, int32_t num_slots) {
+  return is_sound(head) && has_room(head, num_slots, pool, row);
+}
+
 }  // namespace fastgen

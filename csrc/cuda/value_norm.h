@@ -1,8 +1,9 @@
-// Value norms: the Euclidean norm of every token's value vector, on a prompt's stock pages.
+// Value norms: the Euclidean norm of the value vector in every slot of a request's heads.
 //
-// Grid (tokens / 16, L*H), 128 threads: a warp per token, four tokens one after the other; lanes
-// read vectors of 16 bytes. Bytes: D elements read and one float written per token: the least
-// possible. Untested on hardware: everything.
+// Grid (tokens / 16, L*H), 128 threads: the tokens of a block lie on one page, since S is a
+// multiple of 16; a warp per token, four tokens one after the other; lanes read vectors of 16
+// bytes. Bytes: D elements read and one float written per token: the least possible. Untested on
+// hardware: everything.
 #pragma once
 
 #include "cuda/found.h"
@@ -13,21 +14,22 @@ constexpr int kNormThreads = 128;
 constexpr int kNormTokens = 16;  // of a block
 
 template <typename T>
-__global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs a) {
-  const int layer_head = blockIdx.y, d = a.pool.head_size;
+__global__ void __launch_bounds__(kNormThreads, 12) value_norm_kernel(ValueNormArgs a) {
+  const int layer_head = blockIdx.y, d = a.pool.head_size, slots = a.pool.page_slots;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  for (int i = warp; i < kNormTokens; i += kNormThreads / kWarpSize) {
-    const int token = blockIdx.x * kNormTokens + i;
-    if (token >= a.num_tokens) return;
-    float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + token;
-    const int32_t block = find_block(a.pool, a.block_row, token);
-    if (block < 0) {
-      if (lane == 0) *norm = NAN;
-      continue;
-    }
-    const T* page = reinterpret_cast<const T*>(
-        stock_page(a.pool, layer_head / a.pool.num_heads, block, layer_head % a.pool.num_heads));
-    const T* value = page + (token % a.pool.page_slots) * a.pool.slot_stride + d;
+  const HeadRecord& record = a.heads[layer_head];
+  const int first_token = blockIdx.x * kNormTokens;
+  const int count = min(kNormTokens, a.num_tokens - first_token);
+  float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + first_token;
+  if (!has_slots(a.pool, a.block_row, record, a.num_tokens) ||
+      !has_page(a.pool, a.block_row, record, first_token / slots)) {
+    if (threadIdx.x < count) norm[threadIdx.x] = NAN;
+    return;
+  }
+  const StreamPage page = head_page(a.pool, a.block_row, record, first_token / slots);
+  const T* values = reinterpret_cast<const T*>(page.data) + d;
+  for (int i = warp; i < count; i += kNormThreads / kWarpSize) {
+    const T* value = values + (first_token % slots + i) * a.pool.slot_stride;
     float sum = 0.f;
     for (int first = lane * Vector<T>::kSize; first < d; first += kWarpSize * Vector<T>::kSize) {
       const Vector<T> x = *reinterpret_cast<const Vector<T>*>(value + first);
@@ -38,7 +40,7 @@ __global__ void __launch_bounds__(kNormThreads) value_norm_kernel(ValueNormArgs 
     for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
       sum += __shfl_xor_sync(kWholeWarp, sum, distance);
     }
-    if (lane == 0) *norm = sqrtf(sum);
+    if (lane == 0) norm[i] = sqrtf(sum);
   }
 }
 

@@ -36,9 +36,12 @@ def slot_of(arena: Tensor, row: Tensor, record: Tensor, slot: int) -> tuple[int,
     return int(block), int(page), int(in_page)
 
 
-def keys_and_values(arena: Tensor, row: Tensor, record: Tensor) -> tuple[Tensor, Tensor]:
-    """K and V ``[LENGTH, D]`` of a head, in slot order."""
-    length = int(record[HeadField.LENGTH])
+def keys_and_values(
+    arena: Tensor, row: Tensor, record: Tensor, length: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """K and V ``[length, D]`` of a head's first slots, in order; by default of all in use."""
+    if length is None:
+        length = int(record[HeadField.LENGTH])
     num_heads, slots = arena.shape[2], arena.shape[3] // 2
     keys, values = [], []
     for first in range(0, length, slots):
@@ -165,14 +168,13 @@ def replayed_mass(
             energy[head, :end] += pooled(probability.square(), pool)
 
 
-def value_norm(arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
+def value_norm(arena: Tensor, block_row: Tensor, heads: Tensor, norm: Tensor) -> None:
     """See ``fastgen_vllm.ops.value_norm``."""
     num_layers, num_heads, num_tokens = norm.shape
-    blocks = block_row[: -(-num_tokens // (arena.shape[3] // 2))].tolist()
     for layer in range(num_layers):
         for head in range(num_heads):
-            pages = [page_of(arena, layer, block, head)[1] for block in blocks]
-            norm[layer, head] = torch.cat(pages)[:num_tokens].float().norm(dim=-1)
+            _, values = keys_and_values(arena, block_row, heads[layer, head], num_tokens)
+            norm[layer, head] = values.float().norm(dim=-1)
 
 
 def compact(

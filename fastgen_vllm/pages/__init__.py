@@ -31,5 +31,6 @@ head and one block per request; a slowly growing head has its page up to ``k`` s
 
 from fastgen_vllm.pages.plan import StreamPlan
 from fastgen_vllm.pages.size import StreamSize
+from fastgen_vllm.pages.stock import stock_records
 
-__all__ = ["StreamPlan", "StreamSize"]
+__all__ = ["StreamPlan", "StreamSize", "stock_records"]

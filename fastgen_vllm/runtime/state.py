@@ -12,6 +12,7 @@ from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.geometry import CacheGeometry, HeadField
 from fastgen_vllm.lifecycle import head_weights, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
+from fastgen_vllm.pages import stock_records
 from fastgen_vllm.pages.fold import locate
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.observation import Observation
@@ -81,6 +82,7 @@ class FastGenRuntime:
             self._positions = torch.zeros(slots, dtype=torch.int32)
             self._values = torch.zeros(slots, dtype=torch.float32)
             self._heads = torch.zeros(heads, dtype=torch.int32)
+            self._stock_heads = stock_records(geometry.num_layers, geometry.num_kv_heads)
             self._head_weight = head_weights(config, geometry)
         for tensor in (self._positions, self._values):
             use_huge_pages(tensor)
@@ -427,7 +429,7 @@ class FastGenRuntime:
         """[L, H, N] float32, norms of the values on stock pages."""
         shape = (self._geometry.num_layers, self._geometry.num_kv_heads, num_tokens)
         norm = torch.empty(shape, dtype=torch.float32, device=self._device)
-        ops.value_norm(self._arena, block_row, norm)
+        ops.value_norm(self._arena, block_row, self._stock_heads, norm)
         return norm
 
     def finish_step(self) -> WorkerReport | None:

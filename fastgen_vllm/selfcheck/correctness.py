@@ -19,6 +19,7 @@ from fastgen_vllm.geometry import CacheGeometry, HeadField, TokenClass
 from fastgen_vllm.lifecycle import plan_compaction
 from fastgen_vllm.ops import reference
 from fastgen_vllm.ops.layout import Layout, from_pairs, to_cpu_layout, to_cuda_layout, to_pairs
+from fastgen_vllm.pages import stock_records
 from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.prompt import PromptProfile
 from fastgen_vllm.request import RequestOptions
@@ -167,7 +168,8 @@ class Life:
             layers = {name: total[layer] for name, total in profile.items()}
             yield self._run("attention_mass", given, layers)
         norm = {"norm": torch.zeros(sums)}
-        yield self._run("value_norm", dict(block_row=old), norm)
+        stock = stock_records(shape.num_layers, shape.num_kv_heads)
+        yield self._run("value_norm", dict(block_row=old, heads=stock), norm)
 
         token_class = torch.zeros(prompt, dtype=torch.int32)
         token_class[0], token_class[::9] = TokenClass.SPECIAL, TokenClass.PUNCTUATION

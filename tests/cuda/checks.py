@@ -4,6 +4,7 @@ import torch
 
 from fastgen_vllm.geometry import StoreRule, TokenClass
 from fastgen_vllm.ops import reference
+from fastgen_vllm.pages import stock_records
 from tests.cuda.emulated import EmulatedOps
 from tests.ops.cases import (
     HeadPlan,
@@ -153,6 +154,7 @@ def check_value_norm(ops: EmulatedOps) -> None:
         for head in range(H):
             write_stock(cache, layer, row, head, *random_tokens(N, D, torch.float16, rng))
     norm, expected = torch.zeros(2, L, H, N)
-    ops.value_norm(cache.arena, row, norm)
-    reference.value_norm(cache.arena, row, expected)
+    heads = stock_records(L, H)
+    ops.value_norm(cache.arena, row, heads, norm)
+    reference.value_norm(cache.arena, row, heads, expected)
     torch.testing.assert_close(norm, expected)

@@ -169,12 +169,13 @@ class EmulatedOps:
             self._pointer(self._scratch_of("sample", arena.shape[2], sampled, D, dtype=dtype)),
         )
 
-    def value_norm(self, arena: Tensor, block_row: Tensor, norm: Tensor) -> None:
+    def value_norm(self, arena: Tensor, block_row: Tensor, heads: Tensor, norm: Tensor) -> None:
         with self._cache(arena) as device:
             self._run(
                 "value_norm",
                 pool=self._pool(device),
                 block_row=self._row(block_row),
+                heads=self._pointer(heads),
                 num_tokens=norm.shape[2],
                 norm=self._pointer(norm),
             )

@@ -81,6 +81,7 @@ class ValueNormCall(ctypes.Structure):
     _fields_ = (
         ("pool", PagePool),
         ("block_row", BlockRow),
+        ("heads", Pointer),
         ("num_tokens", Int),
         ("norm", Pointer),
     )

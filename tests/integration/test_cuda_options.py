@@ -14,6 +14,7 @@ from fastgen_vllm import ops
 from fastgen_vllm.config import FastGenConfig
 from fastgen_vllm.integration import options
 from fastgen_vllm.integration.options import RUNNER_VARIABLE, check_engine_config, engine_options
+from fastgen_vllm.pages import stock_records
 from tests.integration.engine import engine_config
 
 
@@ -99,5 +100,6 @@ def test_engine_options_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_op_that_was_not_built_says_so() -> None:
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     arena, row, norm = torch.zeros(1, 1, 1, 16, 64), torch.zeros(1).int(), torch.zeros(1, 1, 4)
+    heads = stock_records(1, 1)
     with pytest.raises(RuntimeError, match=r"without its CUDA kernels.*FASTGEN_CUDA=1"):
-        torch.ops.fastgen.value_norm.default.redispatch(key, arena, row, norm)
+        torch.ops.fastgen.value_norm.default.redispatch(key, arena, row, heads, norm)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
+from fastgen_vllm.pages import stock_records
+from fastgen_vllm.pages.fold import stream_pages
 from tests.ops.cases import HeadPlan, make_records
 
 INT_MAX, INT_MIN = 2**31 - 1, -(2**31)
@@ -192,6 +194,22 @@ class _Maker:
         row = self.blocks(count, num_blocks)
         return tokens, {"arena": self.cache(num_blocks)["arena"], "block_row": row}
 
+    def request(self) -> tuple[int, Values]:
+        """Slots that every head of a request has, stock or compacted, and where they lie."""
+        tokens = self.rng.choice([1, self.S - 1, self.S, 2 * self.S + 5])
+        records, per_block = stock_records(self.L, self.H), self.L * self.H
+        if self.rng.random() < 0.6:
+            records, _ = self.records(0)
+        used = stream_pages(records, torch.arange(-(-tokens // self.S)), per_block)
+        count = int(used.max()) // per_block + 1
+        num_blocks = count + self.rng.randint(0, 2)
+        row = self.blocks(count, num_blocks)
+        return tokens, {
+            "arena": self.cache(num_blocks)["arena"],
+            "block_row": row,
+            "heads": records,
+        }
+
     def attention_mass(self) -> Values:
         tokens, prompt = self.prompt()
         queries = self.rng.randint(0, min(tokens, 9))
@@ -208,8 +226,8 @@ class _Maker:
         }
 
     def value_norm(self) -> Values:
-        tokens, prompt = self.prompt()
-        return {**prompt, "norm": torch.zeros(self.L, self.H, tokens)}
+        tokens, request = self.request()
+        return {**request, "norm": torch.zeros(self.L, self.H, tokens)}
 
 
 def spoil(case: Case, rng: random.Random) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.ops import reference
+from fastgen_vllm.pages.fold import stream_pages
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 POOLS = ["mean", "max", "min"]
@@ -145,6 +146,34 @@ def write_stock(
         count = key[tokens].shape[0]
         k[:, :count] = key[tokens].T
         v[:count] = value[tokens]
+
+
+def as_stream(cache: Cache, row: Tensor, rng: torch.Generator) -> tuple[Cache, Tensor, Tensor]:
+    """The pages of a stock row as a page stream: cache, block row, records ``[L, H, 16]``.
+
+    No two neighbours among the heads have as many stock pages, fixed pages and pages of growth.
+    """
+    L, _, H, rows, D = cache.arena.shape
+    pages, per_block = torch.arange(len(row)), L * H
+    records = torch.zeros(per_block, len(HeadField), dtype=torch.int32)
+    fixed_end = 2 * per_block
+    for i, record in enumerate(records):
+        record[HeadField.STOCK_PAGES], record[HeadField.STOCK_PAGE] = i % 3, i
+        record[HeadField.FIRST_PAGE], record[HeadField.NUM_PAGES] = fixed_end, (i + 1) % 3
+        fixed_end += (i + 1) % 3
+    records[:, HeadField.GROWTH_PAGE] = fixed_end + torch.arange(per_block).flip(0)
+    records[:, HeadField.GROWTH_STRIDE], records[:, HeadField.GROWTH_PERIOD] = per_block, 1
+    records[:, HeadField.SKIP_PERIOD], records[:, HeadField.SKIP_PAGES] = 2, 3
+    stream = stream_pages(records, pages, per_block)  # [L*H, pages]
+    blocks = int(stream.max()) // per_block + 1
+    to = make_cache(cache.arena.dtype, L, blocks + 2, H, rows // 2, D)
+    to_row = random_blocks(blocks, blocks + 2, rng)
+    for i, each in enumerate(stream):
+        block, page = to_row[each // per_block].long(), each % per_block
+        to.arena[page // H, block, page % H] = cache.arena[i // H, row.long(), i % H]
+        to.positions[block, page] = cache.positions[row.long(), i]
+        to.values[block, page] = cache.values[row.long(), i]
+    return to, to_row, records.view(L, H, -1)
 
 
 def random_kept(

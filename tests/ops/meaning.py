@@ -110,11 +110,13 @@ class Expected:
             self._step(a, S)
         elif case.op == "compact":
             self._compact(a, S)
+        elif case.op == "value_norm":
+            self._norm(a)
         else:
             self._prompt(a, S)
         for head in self.heads:
             self.is_legal &= head.pages is not None and self._in_pool(head.blocks(self.per_block))
-        if self.is_legal:
+        if self.is_legal and case.op in ("store", "decode_attention", "compact"):
             used = [place for head in self.heads for place in head.places(self.per_block)]
             self.is_defined &= len(set(used)) == len(used)
 
@@ -165,9 +167,14 @@ class Expected:
                 Head.of(self.case, record, a["new_row"], lambda r: r[HeadField.LENGTH])
             )
 
+    def _norm(self, a: Values) -> None:
+        for record in a["heads"].view(-1, len(HeadField)):
+            self.heads.append(
+                Head.of(self.case, record, a["block_row"], lambda _: a["norm"].shape[2])
+            )
+
     def _prompt(self, a: Values, S: int) -> None:
-        norm = self.case.op == "value_norm"
-        tokens = a["norm"].shape[2] if norm else a["first_position"] + len(a["query"])
+        tokens = a["first_position"] + len(a["query"])
         row = a["block_row"].tolist()
         used = -(-tokens // S)
         self.is_legal = len(row) >= used and self._in_pool(row[:used])

@@ -85,7 +85,7 @@ class Call:
         ops.attention_mass(query, self.cache.arena, 1, self.row, 64, 1.0, "mean", mass, energy)
 
     def value_norm(self) -> None:
-        ops.value_norm(self.cache.arena, self.row, torch.zeros(L, H, 70))
+        ops.value_norm(self.cache.arena, self.row, self.heads[0], torch.zeros(L, H, 4 * S - 1))
 
 
 def field(name: HeadField, number: int) -> Callable[[Call], None]:

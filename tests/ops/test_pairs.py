@@ -11,6 +11,7 @@ from fastgen_vllm import ops
 from fastgen_vllm.geometry import StoreRule
 from fastgen_vllm.ops import reference
 from fastgen_vllm.ops.layout import from_pairs, to_pairs
+from fastgen_vllm.pages import stock_records
 from tests.ops import (
     test_attention_mass,
     test_compact,
@@ -122,9 +123,15 @@ def test_value_norm_errs_by_rounding(isa: str, S: int, D: int) -> None:
     for N in (1, S - 1, S, S + 1, 3 * S + 7):
         cache, row = test_value_norm.make_prompt(DTYPE, S, D, N)
         norm, expected = torch.full((2, test_value_norm.L, test_value_norm.H, N), float("nan"))
-        in_pairs(ops.value_norm)(cache.arena, row, norm)
-        reference.value_norm(cache.arena, row, expected)
+        in_pairs(ops.value_norm)(cache.arena, row, test_value_norm.STOCK, norm)
+        reference.value_norm(cache.arena, row, test_value_norm.STOCK, expected)
         assert relative_error(norm, expected.double()) <= 2 * torch.finfo(torch.float32).eps
+
+
+def test_page_streams_give_the_same_bits(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, op in ((test_value_norm, "value_norm"),):
+        monkeypatch.setattr(ops, op, in_pairs(getattr(ops, op)))
+        module.test_a_page_stream_gives_the_same_bits(isa, DTYPE)
 
 
 @pytest.mark.parametrize(("S", "D"), PAGES)
@@ -173,9 +180,9 @@ def test_values_equal_those_of_columns(isa: str, rule: StoreRule, pool: str) -> 
 
 
 def test_pairs_are_of_bfloat16() -> None:
-    arena = torch.zeros(1, 1, 1, 64, 16, 2)
+    arena, row = torch.zeros(1, 1, 1, 64, 16, 2), torch.zeros(1, dtype=torch.int32)
     with pytest.raises(ValueError, match="must be bfloat16 where pages are in pairs, got float32"):
-        ops.value_norm(arena, torch.zeros(1, dtype=torch.int32), torch.zeros(1, 1, 32))
+        ops.value_norm(arena, row, stock_records(1, 1), torch.zeros(1, 1, 32))
     arena = torch.zeros(1, 1, 1, 64, 2, 16, dtype=DTYPE).transpose(4, 5)
     with pytest.raises(ValueError, match="contiguous in its last three"):
-        ops.value_norm(arena, torch.zeros(1, dtype=torch.int32), torch.zeros(1, 1, 32))
+        ops.value_norm(arena, row, stock_records(1, 1), torch.zeros(1, 1, 32))

@@ -111,8 +111,9 @@ FASTGEN_ANYWHERE static inline int num_sampled(const ReplayArgs& a) {
 struct ValueNormArgs {
   PagePool pool;
   BlockRow block_row;
-  int num_tokens;  // N
-  float* norm;     // [L*H, N]
+  const HeadRecord* heads;  // [L*H]
+  int num_tokens;           // N
+  float* norm;              // [L*H, N]
 };
 
 struct CompactArgs {

@@ -1,4 +1,4 @@
-// Value norms: the Euclidean norm of every token's value vector, on a prompt's stock pages.
+// Value norms: the Euclidean norm of the value vector in every slot of a request's heads.
 //
 // item = (layer * H + head, page): one row of V after the other, squares summed in vectors. Bytes:
 // D elements read and one float written per token.
@@ -39,8 +39,7 @@ static void value_norm(const ValueNormArgs& a, int layer_head, int page) {
   const int d = a.pool.head_size, slots = a.pool.page_slots;
   const int first = page * slots;
   const int tokens = a.num_tokens - first < slots ? a.num_tokens - first : slots;
-  const char* data = stock_page(a.pool, layer_head / a.pool.num_heads, a.block_row.blocks[page],
-                                layer_head % a.pool.num_heads);
+  const char* data = head_page(a.pool, a.block_row, a.heads[layer_head], page).data;
   float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + first;
   with_type(a.pool, [&](auto type) {
     const auto* k = reinterpret_cast<const typename decltype(type)::Element*>(data);
