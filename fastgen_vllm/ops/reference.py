@@ -215,7 +215,7 @@ def _granted_pages(record: Tensor, num_tokens: int, slots: int) -> int:
     """Pages that a head may use once its request has stored so many tokens."""
     steps = -(-max(0, num_tokens - int(record[HeadField.ROOM])) // slots)
     period = int(record[HeadField.GROWTH_PERIOD])
-    pages = int(record[HeadField.STOCK_PAGES] + record[HeadField.NUM_PAGES])
+    pages = int(record[HeadField.STOCK_PAGES]) + int(record[HeadField.NUM_PAGES])
     return pages + (steps // period if period else 0)
 
 
