@@ -174,11 +174,9 @@ class Checks {
         {arena_.size(1), static_cast<int64_t>(pool.num_layers) * pool.num_heads, pool.page_slots});
   }
 
-  // A row of blocks of `pool` with room for so many tokens.
-  BlockRow row(const char* name, const Tensor& t, int64_t tokens, const PagePool& pool) const {
+  // The blocks of one request.
+  BlockRow row(const char* name, const Tensor& t) const {
     contiguous(name, t, ScalarType::Int, {kAny});
-    require(t.size(0) * pool.page_slots >= tokens, op_, ": ", name, " must cover ", tokens,
-            " tokens, got ", t.size(0), " blocks of ", pool.page_slots);
     return {static_cast<const int32_t*>(t.data_ptr()), static_cast<int>(t.size(0))};
   }
 
@@ -237,7 +235,8 @@ class Checks {
 
   // Queries of a prompt, which meet its keys in one layer: what all such calls have in common.
   void queries(PromptQueries& a, const Tensor& query, int64_t layer, const Tensor& block_row,
-               int64_t first_position, double scale, const std::string& pool) const {
+               const Tensor& heads, int64_t first_position, double scale,
+               const std::string& pool) const {
     a.pool = arena();
     this->layer(layer, a.pool);
     rows("query", query, arena_.scalar_type(), {kAny, kAny, a.pool.head_size});
@@ -248,7 +247,8 @@ class Checks {
     require(first_position < kMostSlots && query.size(0) < kMostSlots, op_,
             ": a prompt must have less than ", kMostSlots, " tokens, got ", query.size(0),
             " queries from ", first_position);
-    a.block_row = row("block_row", block_row, first_position + query.size(0), a.pool);
+    a.block_row = row("block_row", block_row);
+    a.heads = this->heads("heads", heads, a.pool);
     a.query = static_cast<const char*>(query.data_ptr());
     a.query_token_stride = query.stride(0);
     a.query_head_stride = query.stride(1);

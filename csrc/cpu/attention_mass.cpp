@@ -16,7 +16,7 @@ constexpr int64_t kBlockScores = 1 << 17;  // floats of one block's scores: half
 
 void attention_mass(AttentionMassArgs a) {
   const int64_t end = a.first_position + a.num_queries;
-  Contents("attention_mass", a.pool).prompt("block_row", a.block_row, end);
+  Contents(a.is_replay ? "replayed_mass" : "attention_mass", a.pool).queries(a);
   if (a.num_queries == 0) return;
   // Whole tiles, and a cache line more: rows a power of two apart would crowd the same sets.
   a.score_stride = (a.is_replay ? kNear : 0) + (end + kTile - 1) / kTile * kTile + 16;

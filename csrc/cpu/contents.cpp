@@ -32,10 +32,6 @@ void Contents::blocks(const char* name, const BlockRow& row, int64_t used, int n
          " as number ", i);
 }
 
-void Contents::prompt(const char* name, const BlockRow& row, int64_t num_tokens) const {
-  blocks(name, row, (num_tokens + pool_.page_slots - 1) / pool_.page_slots, pool_.num_blocks);
-}
-
 void Contents::record(const HeadRecord& head, const Place& place) const {
   if (is_sound(head)) return;
   refuse(op_, ": ", place,

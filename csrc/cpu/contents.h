@@ -26,9 +26,6 @@ class Contents {
   // The first `used` blocks of a row are among `num_blocks`.
   void blocks(const char* name, const BlockRow& row, int64_t used, int num_blocks) const;
 
-  // Those of a prompt's first tokens are.
-  void prompt(const char* name, const BlockRow& row, int64_t num_tokens) const;
-
   // The record is sound.
   void record(const HeadRecord& head, const Place& place) const;
 
@@ -44,6 +41,12 @@ class Contents {
   // `num_slots` slots of each are there.
   void heads(const HeadRecord* records, int first, int count, int32_t num_slots,
              const BlockRow& row) const;
+
+  // What the heads of the layer need for the queries and the tokens before them is.
+  void queries(const PromptQueries& a) const {
+    const int first = a.layer * a.pool.num_heads, end = a.first_position + a.num_queries;
+    heads(a.heads, first, a.pool.num_heads, end, a.block_row);
+  }
 
   // Every request's token and lane exist, no lane is another's too, its records are sound, and the
   // first slots_of(record, place, request) slots of its heads are there.

@@ -6,7 +6,7 @@
 namespace fastgen::cpu {
 
 void replay(ReplayArgs a) {
-  Contents("replay", a.pool).prompt("block_row", a.block_row, replay_end(a));
+  Contents("replay", a.pool).queries(a);
   if (a.num_queries == 0) return;
   const int64_t heads = a.pool.num_heads, tiles = replay_tiles(a);
   a.sample_tiles = a.sample_step == 1 ? 0 : (num_sampled(a) + kTile - 1) / kTile;

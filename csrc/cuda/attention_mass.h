@@ -136,26 +136,53 @@ struct QueryTile<float, kHeadSize> {
   }
 };
 
+// A head of a prompt. Its record is looked up for every page: held, it makes kernels spill.
+struct PromptHead {
+  const PromptQueries& a;
+  int head;
+  bool is_there;  // what the queries and the tokens before them need
+
+  __device__ __forceinline__ PromptHead(const PromptQueries& a, int head)
+      : a(a),
+        head(head),
+        is_there(has_slots(a.pool, a.block_row, record(), a.first_position + a.num_queries)) {}
+
+  __device__ __forceinline__ const HeadRecord& record() const { return record_of(a, head); }
+  __device__ __forceinline__ bool has_page(int page) const {
+    return is_there && fastgen::has_page(a.pool, a.block_row, record(), page);
+  }
+  __device__ __forceinline__ StreamPage page(int page) const {
+    return head_page(a.pool, a.block_row, record(), page);
+  }
+};
+
 // Begins to copy the keys of tokens [first, first + 64) of a head, those below `end`; the block's
-// threads together. Rows of other tokens become zeros.
+// threads together. Rows of other tokens become zeros. A warp copies sixteen tokens, which lie on
+// one page: S and `first` are multiples of 16.
 template <typename T, int kHeadSize>
-__device__ __forceinline__ void fetch_keys(const PromptQueries& a, int head, int first, int end,
-                                           T* keys) {
+__device__ __forceinline__ void fetch_keys(const PromptHead& head, int first, int end, T* keys) {
+  const PromptQueries& a = head.a;
+  constexpr int kTokens = kTokenTile / kMassWarps;
   const int vectors = a.pool.head_size / Vector<T>::kSize, slots = a.pool.page_slots;
-  for (int i = threadIdx.x; i < kTokenTile * vectors; i += kMassThreads) {
-    const int token = first + i / vectors, element = i % vectors * Vector<T>::kSize;
-    T* to = keys + i / vectors * kKeyPitch<T, kHeadSize> + element;
-    if (token >= end) {
+  const int warp = threadIdx.x / kWarpSize, token = first + warp * kTokens;
+  T* const rows = keys + warp * kTokens * kKeyPitch<T, kHeadSize>;
+  const bool is_there = token < end && head.has_page(token / slots);
+  const T* from = reinterpret_cast<const T*>(a.pool.arena);
+  if (is_there) {
+    from = reinterpret_cast<const T*>(head.page(token / slots).data) +
+           token % slots * a.pool.slot_stride;
+  }
+#pragma unroll 1  // copies wait for nothing
+  for (int i = threadIdx.x % kWarpSize; i < kTokens * vectors; i += kWarpSize) {
+    const int row = i / vectors, element = i % vectors * Vector<T>::kSize;
+    T* const to = rows + row * kKeyPitch<T, kHeadSize> + element;
+    if (token + row >= end) {
       *reinterpret_cast<Vector<T>*>(to) = {};
-      continue;
-    }
-    const int32_t block = find_block(a.pool, a.block_row, token);
-    if (block < 0) {
+    } else if (is_there) {
+      copy_async<kVectorBytes>(to, from + row * a.pool.slot_stride + element);
+    } else {
       *reinterpret_cast<int4*>(to) = not_a_number();
-      continue;
     }
-    const T* page = reinterpret_cast<const T*>(stock_page(a.pool, a.layer, block, head));
-    copy_async<kVectorBytes>(to, page + token % slots * a.pool.slot_stride + element);
   }
   commit_copies();
 }
@@ -201,11 +228,12 @@ struct RowSums {
 };
 
 template <typename T, int kHeadSize>
-__global__ void __launch_bounds__(kMassThreads)
+__global__ void __launch_bounds__(kMassThreads, 5)
     mass_rows(const __grid_constant__ AttentionMassArgs a, SoftmaxRow* softmax_rows) {
   FASTGEN_DYNAMIC_SHARED(T, keys);
   constexpr int kTiles = kKeyTiles<T, kHeadSize>, kTile = kTokenTile * kKeyPitch<T, kHeadSize>;
-  const int query_head = blockIdx.y, head = query_head / a.group_size;
+  const int query_head = blockIdx.y;
+  const PromptHead head(a, query_head / a.group_size);
   const int block_query = blockIdx.x * kMassWarps * kQueryTile;
   const int first_query = block_query + threadIdx.x / kWarpSize * kQueryTile;
   const bool works = first_query < a.num_queries;
@@ -217,9 +245,9 @@ __global__ void __launch_bounds__(kMassThreads)
 
   RowSums sums;
   constexpr int kAhead = (kTiles - 1) * kTokenTile;
-  if (kAhead > 0) fetch_keys<T, kHeadSize>(a, head, 0, end, keys);
+  if (kAhead > 0) fetch_keys<T, kHeadSize>(head, 0, end, keys);
   for (int first = 0, stage = 0; first < end; first += kTokenTile, stage = (stage + 1) % kTiles) {
-    fetch_keys<T, kHeadSize>(a, head, first + kAhead, end,
+    fetch_keys<T, kHeadSize>(head, first + kAhead, end,
                              keys + (stage + kTiles - 1) % kTiles * kTile);
     wait_for_copies<kTiles - 1>();
     __syncthreads();
@@ -249,7 +277,7 @@ __global__ void __launch_bounds__(kMassThreads, 3)
   const int head = blockIdx.y, first_token = blockIdx.x * kTokenTile;
   const int end = a.first_position + a.num_queries;
   const float scale = a.scale * kLog2E;
-  fetch_keys<T, kHeadSize>(a, head, first_token, end, keys);
+  fetch_keys<T, kHeadSize>(PromptHead(a, head), first_token, end, keys);
   wait_for_copies<0>();
   __syncthreads();
 

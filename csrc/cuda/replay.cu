@@ -55,17 +55,7 @@ cudaError_t replayed_mass(const AttentionMassArgs& a, const ReplayScratch& scrat
                           cudaStream_t stream) {
   if (a.num_queries == 0) return cudaSuccess;
   ReplayArgs rows = {};
-  rows.pool = a.pool;
-  rows.query = a.query;
-  rows.query_token_stride = a.query_token_stride;
-  rows.query_head_stride = a.query_head_stride;
-  rows.num_queries = a.num_queries;
-  rows.group_size = a.group_size;
-  rows.first_position = a.first_position;
-  rows.layer = a.layer;
-  rows.block_row = a.block_row;
-  rows.scale = a.scale;
-  rows.turn = a.turn;
+  static_cast<PromptQueries&>(rows) = a;
   rows.sample_step = 1;
   AttentionMassArgs sums = a;
   sums.query = scratch.turned;

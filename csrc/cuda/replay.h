@@ -79,15 +79,16 @@ __global__ void __launch_bounds__(kMassThreads)
 template <typename T>
 __global__ void __launch_bounds__(kMassThreads)
     replay_sample(const __grid_constant__ ReplayArgs a, T* sample) {
+  const PromptHead head(a, blockIdx.y);
   const int vectors = a.pool.head_size / Vector<T>::kSize, count = num_sampled(a);
+  const int slots = a.pool.page_slots;
   for (int i = threadIdx.x; i < kSampledKeys * vectors; i += kMassThreads) {
     const int key = blockIdx.x * kSampledKeys + i / vectors, token = sampled_token(a, key);
     if (key >= count || token >= replay_end(a)) continue;
-    const int32_t block = find_block(a.pool, a.block_row, token);
     int4 vector = not_a_number();
-    if (block >= 0) {
-      const T* page = reinterpret_cast<const T*>(stock_page(a.pool, a.layer, block, blockIdx.y));
-      const T* from = page + token % a.pool.page_slots * a.pool.slot_stride;
+    if (head.has_page(token / slots)) {
+      const T* page = reinterpret_cast<const T*>(head.page(token / slots).data);
+      const T* from = page + token % slots * a.pool.slot_stride;
       vector = reinterpret_cast<const int4*>(from)[i % vectors];
     }
     T* to = sample + (static_cast<int64_t>(blockIdx.y) * count + key) * a.pool.head_size;
@@ -121,6 +122,7 @@ __device__ __forceinline__ void sum_keys(const ReplayArgs& a, const T* turned, c
   constexpr int kTiles = kKeyTiles<T, kHeadSize>, kTileSize = kTokenTile * kKeyPitch<T, kHeadSize>;
   constexpr int kAhead = (kTiles - 1) * kTokenTile;
   const int query_head = blockIdx.y, head = query_head / a.group_size, d = a.pool.head_size;
+  const PromptHead own(a, head);
   const int block_query = blockIdx.x * kMassWarps * kQueryTile;
   const int first_query = block_query + threadIdx.x / kWarpSize * kQueryTile;
   const bool works = first_query < a.num_queries;
@@ -152,7 +154,7 @@ __device__ __forceinline__ void sum_keys(const ReplayArgs& a, const T* turned, c
     if constexpr (kKind == Keys::kSample) {
       fetch_sample<T, kHeadSize>(a, sample, head, from, to);
     } else {
-      fetch_keys<T, kHeadSize>(a, head, from, end, to);
+      fetch_keys<T, kHeadSize>(own, from, end, to);
     }
   };
   if (kAhead > 0) fetch(first, keys);
@@ -207,7 +209,7 @@ __global__ void __launch_bounds__(kMassThreads)
   const int first_token = a.first_position + blockIdx.x * kTokenTile, end = replay_end(a);
   const float scale = a.scale * kLog2E;
   const int64_t turned_stride = static_cast<int64_t>(a.pool.num_heads) * a.group_size * d;
-  fetch_keys<T, kHeadSize>(a, head, first_token, end, keys);
+  fetch_keys<T, kHeadSize>(PromptHead(a, head), first_token, end, keys);
   wait_for_copies<0>();
   __syncthreads();
 
@@ -273,11 +275,10 @@ __global__ void __launch_bounds__(kMassThreads)
   }
   const int token = first_token + threadIdx.x;
   if (threadIdx.x >= kTokenTile || token >= end) return;
-  const int32_t block = find_block(a.pool, a.block_row, token);
-  if (block < 0) return;
-  const int64_t page =
-      (static_cast<int64_t>(block) * a.pool.num_layers + a.layer) * a.pool.num_heads + head;
-  a.values[page * a.pool.page_slots + token % a.pool.page_slots] += total;
+  const PromptHead own(a, head);
+  const int page = token / a.pool.page_slots;
+  if (!own.has_page(page) || page < own.record().read_only) return;
+  a.values[own.page(page).meta_slot + token % a.pool.page_slots] += total;
 }
 
 // Bytes of shared memory of replay_add: K, and two sets of energy [16][64].

@@ -15,8 +15,8 @@ void compact(const Tensor& arena, const Tensor& old_row, const Tensor& saved, co
               saved.size(3) == arena.size(3) && saved.size(4) == arena.size(4),
           "compact: saved must have the dtype and shape of arena, except for its blocks");
   const int64_t layer_heads = static_cast<int64_t>(a.pool.num_layers) * a.pool.num_heads;
-  a.old_row = check.row("old_row", old_row, 0, a.pool);
-  a.new_row = check.row("new_row", new_row, 0, a.pool);
+  a.old_row = check.row("old_row", old_row);
+  a.new_row = check.row("new_row", new_row);
   check.contiguous("kept", kept, ScalarType::Int, {kAny});
   check.contiguous("kept_start", kept_start, ScalarType::Long, {layer_heads + 1});
   check.contiguous("kept_value", kept_value, ScalarType::Float, {kept.size(0)});

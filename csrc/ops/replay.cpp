@@ -6,11 +6,11 @@ namespace fastgen {
 namespace {
 
 void replay(const Tensor& query, const Tensor& arena, int64_t layer, const Tensor& block_row,
-            int64_t first_position, double scale, std::string pool, const Tensor& turn,
-            bool interleaved, int64_t sample, const Tensor& values) {
+            const Tensor& heads, int64_t first_position, double scale, std::string pool,
+            const Tensor& turn, bool interleaved, int64_t sample, const Tensor& values) {
   const Checks check("replay", arena);
   ReplayArgs a = {};
-  check.queries(a, query, layer, block_row, first_position, scale, pool);
+  check.queries(a, query, layer, block_row, heads, first_position, scale, pool);
   require(first_position % kTile == 0, "replay: first_position must be a multiple of ", kTile,
           ", got ", first_position);
   require(sample == 1 || sample == 8 || sample == 16 || sample == 32,
@@ -24,8 +24,9 @@ void replay(const Tensor& query, const Tensor& arena, int64_t layer, const Tenso
 }
 
 FASTGEN_OP(replay,
-           "(Tensor query, Tensor arena, int layer, Tensor block_row, int first_position, "
-           "float scale, str pool, Tensor turn, bool interleaved, int sample, Tensor(a!) values)")
+           "(Tensor query, Tensor arena, int layer, Tensor block_row, Tensor heads, "
+           "int first_position, float scale, str pool, Tensor turn, bool interleaved, int sample, "
+           "Tensor(a!) values)")
 
 }  // namespace
 }  // namespace fastgen

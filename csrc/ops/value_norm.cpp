@@ -11,7 +11,7 @@ void value_norm(const Tensor& arena, const Tensor& block_row, const Tensor& head
   check.contiguous("norm", norm, ScalarType::Float, {a.pool.num_layers, a.pool.num_heads, kAny});
   require(norm.size(2) < kMostSlots, "value_norm: norm must have less than ", kMostSlots,
           " tokens, got ", norm.size(2));
-  a.block_row = check.row("block_row", block_row, 0, a.pool);
+  a.block_row = check.row("block_row", block_row);
   a.heads = check.heads("heads", heads, a.pool);
   a.num_tokens = static_cast<int>(norm.size(2));
   a.norm = static_cast<float*>(norm.data_ptr());

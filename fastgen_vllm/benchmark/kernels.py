@@ -25,6 +25,7 @@ from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.machine import cpu_name
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.ops.layout import Layout
+from fastgen_vllm.pages import stock_records
 from fastgen_vllm.pages.size import cdiv
 
 #: Bytes that are read between two uses of a buffer: several times a large last-level cache.
@@ -400,7 +401,7 @@ def fill_heads(shape: Shape, made: Decode) -> None:
 
 def mass_arguments(
     shape: Shape, dtype: torch.dtype, generator: torch.Generator, layout: Layout | None = None
-) -> tuple[Tensor, Tensor, int, Tensor, int, float, str, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, int, Tensor, Tensor, int, float, str, Tensor, Tensor]:
     """Profiling the last queries of one prompt in one layer; K stays in the cache, as it would."""
     device = generator.device
     blocks = cdiv(shape.tokens, shape.page_slots)
@@ -412,7 +413,8 @@ def mass_arguments(
     row = torch.randperm(blocks, generator=generator, device=device).int()
     mass, energy = torch.zeros(2, shape.heads, shape.tokens, device=device)
     scale, first = shape.head_size**-0.5, shape.tokens - observed
-    return query, arena, 0, row, first, scale, "mean", mass, energy
+    heads = stock_records(1, shape.heads).to(device)
+    return query, arena, 0, row, heads, first, scale, "mean", mass, energy
 
 
 def compact_arguments(

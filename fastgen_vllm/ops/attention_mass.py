@@ -11,6 +11,7 @@ def attention_mass(
     arena: Tensor,
     layer: int,
     block_row: Tensor,
+    heads: Tensor,
     first_position: int,
     scale: float,
     pool: str,
@@ -25,8 +26,9 @@ def attention_mass(
         mass[h, n] += pool over g of p[g]
         energy[h, n] += pool over g of p[g]**2
 
-    Queries are added in ascending order, each independent of the others, so splitting them over
-    several calls gives the same bits.
+    Slot ``n`` of a head is taken for the token at position ``n``. Queries are added in ascending
+    order, each independent of the others, so splitting them over several calls gives the same
+    bits.
 
     Args:
         query: ``[W, H*G, D]`` queries at positions ``first_position .. first_position+W-1``, of
@@ -35,7 +37,9 @@ def attention_mass(
             dimensions contiguous, ``S`` and ``D`` multiples of 32. On the CPU it may be bfloat16 in
             pairs, ``[L, B, H, 2*S, D/2, 2]`` (``fastgen_vllm.ops.layout``).
         layer: in ``[0, L)``.
-        block_row: int32 ``[>= ceil((first_position+W) / S)]``, the prompt's stock blocks in order.
+        block_row: int32 ``[M]``, the request's blocks in order.
+        heads: int32 ``[L, H, 16]``, the request's head records (``HeadField``); of a stock row,
+            ``stock_records``. ``LENGTH`` is not read.
         first_position: position of the first query, in tokens.
         scale: factor of the scores, usually ``D**-0.5``.
         pool: ``"mean"``, ``"max"`` or ``"min"`` over the ``G`` query heads of a head.
@@ -45,5 +49,5 @@ def attention_mass(
 
     Raises:
         ValueError: an argument has another shape, dtype, layout or range than stated. On the CPU
-            also where a block is none of the arena's.
+            also where a head record of the layer, a block or the row's length cannot be.
     """

@@ -52,11 +52,9 @@ def keys_and_values(
     return torch.cat(keys)[:length], torch.cat(values)[:length]
 
 
-def prompt_keys(arena: Tensor, layer: int, block_row: Tensor, head: int, end: int) -> Tensor:
-    """K ``[D, end]`` float32 of a prompt's first tokens, on its stock blocks."""
-    blocks = block_row[: -(-end // (arena.shape[3] // 2))].tolist()
-    pages = [page_of(arena, layer, block, head)[0] for block in blocks]
-    return torch.cat(pages, dim=1)[:, :end].float()
+def prompt_keys(arena: Tensor, row: Tensor, record: Tensor, end: int) -> Tensor:
+    """K ``[D, end]`` float32 of a head's first slots."""
+    return keys_and_values(arena, row, record, end)[0].T.float()
 
 
 def pooled(probability: Tensor, pool: str) -> Tensor:
@@ -71,6 +69,7 @@ def attention_mass(
     arena: Tensor,
     layer: int,
     block_row: Tensor,
+    heads: Tensor,
     first_position: int,
     scale: float,
     pool: str,
@@ -82,7 +81,7 @@ def attention_mass(
     group = query.shape[1] // num_heads
     end = first_position + query.shape[0]
     for head in range(num_heads):
-        keys = prompt_keys(arena, layer, block_row, head, end)
+        keys = prompt_keys(arena, block_row, heads[layer, head], end)
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             seen = first_position + i + 1
             probability = (q @ keys[:, :seen] * scale).softmax(-1)
@@ -107,6 +106,7 @@ def replay(
     arena: Tensor,
     layer: int,
     block_row: Tensor,
+    heads: Tensor,
     first_position: int,
     scale: float,
     pool: str,
@@ -128,16 +128,16 @@ def replay(
         weight[:4] = 1
     weight = torch.where(beside, 1.0, weight)
     for head in range(num_heads):
-        keys = prompt_keys(arena, layer, block_row, head, end)
+        keys = prompt_keys(arena, block_row, heads[layer, head], end)
         rows = query[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [G, W, D]
         far = (turned(rows, turn, interleaved) @ keys * scale) + weight.log()
         own = (rows @ keys * scale).masked_fill(~near, -torch.inf)
         total = torch.cat([far, own], -1).logsumexp(-1, keepdim=True)
         probability = (far - total).exp() * beside  # [G, W, e]
         energy = pooled(probability.square().transpose(0, 1), pool).sum(0)
-        for n in range(first_position, end):
-            block = int(block_row[n // slots])
-            values[block, layer * num_heads + head, n % slots] += energy[n]
+        fixed = int(heads[layer, head, HeadField.READ_ONLY]) * slots
+        valued = torch.arange(max(first_position, min(fixed, end)), end)
+        values[slots_of(arena, block_row, heads[layer, head], valued)] += energy[valued]
 
 
 def replayed_mass(
@@ -145,6 +145,7 @@ def replayed_mass(
     arena: Tensor,
     layer: int,
     block_row: Tensor,
+    heads: Tensor,
     first_position: int,
     scale: float,
     pool: str,
@@ -158,7 +159,7 @@ def replayed_mass(
     group = query.shape[1] // num_heads
     end = first_position + query.shape[0]
     for head in range(num_heads):
-        keys = prompt_keys(arena, layer, block_row, head, end)
+        keys = prompt_keys(arena, block_row, heads[layer, head], end)
         for i, q in enumerate(query[:, head * group : (head + 1) * group].float()):
             own = first_position + i + 1
             near = q @ keys[:, max(0, own - 32) : own] * scale

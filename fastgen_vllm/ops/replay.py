@@ -11,6 +11,7 @@ def replay(
     arena: Tensor,
     layer: int,
     block_row: Tensor,
+    heads: Tensor,
     first_position: int,
     scale: float,
     pool: str,
@@ -41,7 +42,8 @@ def replay(
             contiguous.
         arena: as in ``attention_mass``.
         layer: in ``[0, L)``.
-        block_row: int32 ``[>= ceil(e / S)]``, the prompt's stock blocks in order.
+        block_row: as in ``attention_mass``.
+        heads: as in ``attention_mass``.
         first_position: position of the first query, a multiple of 32.
         scale: factor of the scores, usually ``D**-0.5``.
         pool: ``"mean"``, ``"max"`` or ``"min"`` over the ``G`` query heads of a head.
@@ -49,7 +51,8 @@ def replay(
             are turned; other columns stay.
         interleaved: pairs are columns ``2*i`` and ``2*i + 1``, not ``i`` and ``i + P``.
         sample: 1, 8, 16 or 32.
-        values: float32 ``[B, L*H, S]``, changed in place where K and V of the block's tokens lie.
+        values: float32 ``[B, L*H, S]``, changed in place where K and V of the block's tokens lie,
+            but for a head's first ``READ_ONLY`` pages.
 
     Raises:
         ValueError: an argument has another shape, dtype, layout or range than stated.

@@ -11,6 +11,7 @@ def replayed_mass(
     arena: Tensor,
     layer: int,
     block_row: Tensor,
+    heads: Tensor,
     first_position: int,
     scale: float,
     pool: str,

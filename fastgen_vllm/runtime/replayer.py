@@ -18,13 +18,17 @@ class Replayer:
 
     Args:
         arena: the KV cache, as ops take it.
+        heads: [L, H, 16] int32, records of a stock row.
         values: [B, L*H, S] float32, changed in place.
         pool: how query heads of one KV head are pooled.
         rotation: how queries are turned.
     """
 
-    def __init__(self, arena: Tensor, values: Tensor, pool: Pool, rotation: Rotation) -> None:
+    def __init__(
+        self, arena: Tensor, heads: Tensor, values: Tensor, pool: Pool, rotation: Rotation
+    ) -> None:
         self._arena = arena
+        self._heads = heads
         self._values = values
         self._pool = pool
         self._rotation = rotation
@@ -44,8 +48,8 @@ class Replayer:
         for asked in replayed(query, rows.first_position, num_prompt, reader, rows.waiting):
             turn = self._rotation.table[len(asked.query)]
             arguments = (
-                *(asked.query, self._arena, layer, rows.block_row, asked.first_position, scale),
-                *(self._pool, turn, self._rotation.interleaved),
+                *(asked.query, self._arena, layer, rows.block_row, self._heads),
+                *(asked.first_position, scale, self._pool, turn, self._rotation.interleaved),
             )
             if asked.is_last:
                 ops.replayed_mass(*arguments, rows.attention[layer], rows.energy[layer])

@@ -88,7 +88,8 @@ class FastGenRuntime:
             use_huge_pages(tensor)
         self._replayer = None
         if rotation is not None:
-            self._replayer = Replayer(arena, self._values, config.pool, rotation)
+            heads = self._stock_heads
+            self._replayer = Replayer(arena, heads, self._values, config.pool, rotation)
         self._free_lanes = list(range(max_requests))[::-1]
         self._requests: dict[str, TrackedRequest] = {}
         self._report = WorkerReport()
@@ -374,6 +375,7 @@ class FastGenRuntime:
                 self._arena,
                 layer,
                 rows.block_row,
+                self._stock_heads,
                 first,
                 scale * rows.observation.sharpness,
                 self._config.pool,

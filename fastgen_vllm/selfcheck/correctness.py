@@ -155,12 +155,14 @@ class Life:
         shape, prompt, old = self._shape, PROMPTS[request], self._old[request]
         q_heads = shape.num_kv_heads * shape.group_size
         sums = (shape.num_layers, shape.num_kv_heads, prompt)
+        stock = stock_records(shape.num_layers, shape.num_kv_heads)
         profile = {name: torch.zeros(sums) for name in ("mass", "energy")}
         for layer in range(shape.num_layers):
             given = dict(
                 query=self._normal(OBSERVED, q_heads, shape.head_size),
                 layer=layer,
                 block_row=old,
+                heads=stock,
                 first_position=prompt - OBSERVED,
                 scale=shape.head_size**-0.5,
                 pool=self._config.pool,
@@ -168,7 +170,6 @@ class Life:
             layers = {name: total[layer] for name, total in profile.items()}
             yield self._run("attention_mass", given, layers)
         norm = {"norm": torch.zeros(sums)}
-        stock = stock_records(shape.num_layers, shape.num_kv_heads)
         yield self._run("value_norm", dict(block_row=old, heads=stock), norm)
 
         token_class = torch.zeros(prompt, dtype=torch.int32)

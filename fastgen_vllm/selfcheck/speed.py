@@ -20,7 +20,6 @@ from fastgen_vllm.benchmark import kernels
 from fastgen_vllm.benchmark.kernels import Shape
 from fastgen_vllm.geometry import StoreRule
 from fastgen_vllm.ops.layout import Layout, from_pairs, to_cuda_layout
-from fastgen_vllm.pages import stock_records
 from fastgen_vllm.selfcheck.report import Timing
 
 #: By the device's type; vLLM's pages have 16 slots on a GPU.
@@ -139,8 +138,7 @@ class Bench:
         random = self.random()
         token_bytes = shape.heads * shape.head_size * DTYPE.itemsize
         mass = kernels.mass_arguments(shape, DTYPE, random, self.layout)
-        _, arena, _, row, *_ = mass
-        heads = stock_records(1, shape.heads).to(self.device)
+        _, arena, _, row, heads, *_ = mass
         norm = torch.empty(1, shape.heads, shape.tokens, device=self.device)
         kept = int(kernels.KEPT * shape.tokens)
         copied = kernels.compact_arguments(shape, DTYPE, kept, random, self.layout)

@@ -16,7 +16,7 @@ from tests.ops.cases import (
     random_tokens,
     write_stock,
 )
-from tests.ops.test_attention_mass import prompt
+from tests.ops.test_attention_mass import STOCK, prompt
 from tests.ops.test_decode_attention import Step
 from tests.ops.test_replay import angles
 
@@ -43,8 +43,8 @@ def check_attention_mass(
     """More than one tile of tokens and of queries, neither whole."""
     cache, row, query, _ = prompt(dtype, S, D, G, N, W)
     actual, expected = torch.zeros(2, 2, 2, N)
-    ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", *actual)
-    reference.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", *expected)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, N - W, D**-0.5, "mean", *actual)
+    reference.attention_mass(query, cache.arena, 1, row, STOCK, N - W, D**-0.5, "mean", *expected)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -56,7 +56,7 @@ def check_replay(
     actual, expected = torch.zeros(2, *cache.values.shape)
     turn = angles(D // 2, W)
     for op, values in ((ops.replay, actual), (reference.replay, expected)):
-        op(query, cache.arena, 1, row, first, D**-0.5, "mean", turn, False, 8, values)
+        op(query, cache.arena, 1, row, STOCK, first, D**-0.5, "mean", turn, False, 8, values)
     error = 1e-4 if dtype == torch.float32 else 2e-2  # turned queries are rounded to the dtype
     torch.testing.assert_close(actual, expected, rtol=error, atol=1e-4)
 
@@ -69,7 +69,7 @@ def check_replayed_mass(
     actual, expected = torch.zeros(2, 2, 2, N)
     turn = angles(D // 2, W)
     for op, sums in ((ops.replayed_mass, actual), (reference.replayed_mass, expected)):
-        op(query, cache.arena, 1, row, N - W, D**-0.5, "mean", turn, False, *sums)
+        op(query, cache.arena, 1, row, STOCK, N - W, D**-0.5, "mean", turn, False, *sums)
     error = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(actual, expected, rtol=error, atol=1e-3)
 

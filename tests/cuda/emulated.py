@@ -62,6 +62,7 @@ class EmulatedOps:
         arena: Tensor,
         layer: int,
         block_row: Tensor,
+        heads: Tensor,
         first_position: int,
         scale: float,
         pool: str,
@@ -72,7 +73,9 @@ class EmulatedOps:
         with self._cache(arena) as device:
             self._run(
                 "attention_mass",
-                **self._queries(device, query, layer, block_row, first_position, scale, pool),
+                **self._queries(
+                    device, query, layer, block_row, heads, first_position, scale, pool
+                ),
                 mass=self._pointer(mass),
                 mass_stride=mass.stride(0),
                 energy=self._pointer(energy),
@@ -86,6 +89,7 @@ class EmulatedOps:
         arena: Tensor,
         layer: int,
         block_row: Tensor,
+        heads: Tensor,
         first_position: int,
         scale: float,
         pool: str,
@@ -98,7 +102,9 @@ class EmulatedOps:
         with self._cache(arena) as device:
             self._run(
                 "replay",
-                **self._queries(device, query, layer, block_row, first_position, scale, pool),
+                **self._queries(
+                    device, query, layer, block_row, heads, first_position, scale, pool
+                ),
                 turn=self._turn(turn, interleaved),
                 sample_step=sample,
                 sample_bias=math.log(sample),
@@ -112,6 +118,7 @@ class EmulatedOps:
         arena: Tensor,
         layer: int,
         block_row: Tensor,
+        heads: Tensor,
         first_position: int,
         scale: float,
         pool: str,
@@ -123,7 +130,9 @@ class EmulatedOps:
         with self._cache(arena) as device:
             self._run(
                 "replayed_mass",
-                **self._queries(device, query, layer, block_row, first_position, scale, pool),
+                **self._queries(
+                    device, query, layer, block_row, heads, first_position, scale, pool
+                ),
                 is_replay=True,
                 turn=self._turn(turn, interleaved),
                 mass=self._pointer(mass),
@@ -139,6 +148,7 @@ class EmulatedOps:
         query: Tensor,
         layer: int,
         block_row: Tensor,
+        heads: Tensor,
         first_position: int,
         scale: float,
         pool: str,
@@ -153,6 +163,7 @@ class EmulatedOps:
             first_position=first_position,
             layer=layer,
             block_row=self._row(block_row),
+            heads=self._pointer(heads),
             scale=scale,
             pooling=POOLINGS.index(pool),
         )

@@ -106,6 +106,7 @@ _QUERIES = (
     ("first_position", Int),
     ("layer", Int),
     ("block_row", BlockRow),
+    ("heads", Pointer),
     ("scale", ctypes.c_float),
     ("pooling", Int),
     ("turn", Turn),

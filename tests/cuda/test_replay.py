@@ -1,6 +1,7 @@
 """The tests of the CPU's `replay`, on the CUDA kernel."""
 
 from tests.ops.test_replay import (
+    test_a_page_stream_gives_the_same_bits,
     test_error_is_within_twice_that_of_torch,
     test_is_the_reference,
     test_no_queries,
@@ -8,6 +9,7 @@ from tests.ops.test_replay import (
 )
 
 __all__ = [
+    "test_a_page_stream_gives_the_same_bits",
     "test_error_is_within_twice_that_of_torch",
     "test_is_the_reference",
     "test_no_queries",

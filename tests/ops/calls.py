@@ -187,13 +187,6 @@ class _Maker:
             "heads": records,
         }
 
-    def prompt(self) -> tuple[int, Values]:
-        tokens = self.rng.choice([1, self.S - 1, self.S, 2 * self.S + 5])
-        count = -(-tokens // self.S)
-        num_blocks = count + self.rng.randint(0, 2)
-        row = self.blocks(count, num_blocks)
-        return tokens, {"arena": self.cache(num_blocks)["arena"], "block_row": row}
-
     def request(self) -> tuple[int, Values]:
         """Slots that every head of a request has, stock or compacted, and where they lie."""
         tokens = self.rng.choice([1, self.S - 1, self.S, 2 * self.S + 5])
@@ -211,11 +204,11 @@ class _Maker:
         }
 
     def attention_mass(self) -> Values:
-        tokens, prompt = self.prompt()
+        tokens, request = self.request()
         queries = self.rng.randint(0, min(tokens, 9))
         mass, energy = torch.zeros(2, self.H, tokens + self.rng.randint(0, 3))
         return {
-            **prompt,
+            **request,
             "query": self.randn(queries, self.H * self.G, self.D),
             "layer": self.rng.randrange(self.L),
             "first_position": tokens - queries,

@@ -110,10 +110,8 @@ class Expected:
             self._step(a, S)
         elif case.op == "compact":
             self._compact(a, S)
-        elif case.op == "value_norm":
-            self._norm(a)
         else:
-            self._prompt(a, S)
+            self._prompt(a)
         for head in self.heads:
             self.is_legal &= head.pages is not None and self._in_pool(head.blocks(self.per_block))
         if self.is_legal and case.op in ("store", "decode_attention", "compact"):
@@ -167,14 +165,9 @@ class Expected:
                 Head.of(self.case, record, a["new_row"], lambda r: r[HeadField.LENGTH])
             )
 
-    def _norm(self, a: Values) -> None:
-        for record in a["heads"].view(-1, len(HeadField)):
-            self.heads.append(
-                Head.of(self.case, record, a["block_row"], lambda _: a["norm"].shape[2])
-            )
-
-    def _prompt(self, a: Values, S: int) -> None:
-        tokens = a["first_position"] + len(a["query"])
-        row = a["block_row"].tolist()
-        used = -(-tokens // S)
-        self.is_legal = len(row) >= used and self._in_pool(row[:used])
+    def _prompt(self, a: Values) -> None:
+        norm = self.case.op == "value_norm"
+        records = a["heads"].flatten(0, 1) if norm else a["heads"][a["layer"]]
+        tokens = a["norm"].shape[2] if norm else a["first_position"] + len(a["query"])
+        for record in records:
+            self.heads.append(Head.of(self.case, record, a["block_row"], lambda _: tokens))

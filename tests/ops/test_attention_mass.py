@@ -6,11 +6,13 @@ from torch import Tensor
 
 from fastgen_vllm import ops
 from fastgen_vllm.ops import reference
+from fastgen_vllm.pages import stock_records
 from tests.ops.cases import (
     DTYPES,
     POOLS,
     SHAPES,
     Cache,
+    as_stream,
     generator,
     make_cache,
     random_blocks,
@@ -20,6 +22,7 @@ from tests.ops.cases import (
 )
 
 H = 2
+STOCK = stock_records(2, H)
 
 
 def prompt(
@@ -66,7 +69,7 @@ def test_error_is_within_twice_that_of_torch(
     for pool, (N, W) in zip(POOLS, [(S + 1, S + 1), (300, 40), (2 * S - 1, 5)], strict=True):
         cache, row, query, keys = prompt(dtype, S, D, G, N, W)
         actual = torch.zeros(2, H, N + 3)
-        ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, pool, *actual)
+        ops.attention_mass(query, cache.arena, 1, row, STOCK, N - W, D**-0.5, pool, *actual)
         exact = dense_sums(query.double(), [k.double() for k in keys], D**-0.5, pool)
         of_torch = dense_sums(query, keys, D**-0.5, pool)
         errors = [
@@ -80,22 +83,33 @@ def test_error_is_within_twice_that_of_torch(
         assert not actual[..., N:].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_page_stream_gives_the_same_bits(isa: str, dtype: torch.dtype) -> None:
+    N, W = 4 * 32 + 7, 70
+    cache, row, query, _ = prompt(dtype, 32, 64, 3, N, W)
+    stream, stream_row, heads = as_stream(cache, row, generator("stream", dtype))
+    sums, of_stream = torch.zeros(2, 2, H, N)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, N - W, 0.125, "mean", *sums)
+    ops.attention_mass(query, stream.arena, 1, stream_row, heads, N - W, 0.125, "mean", *of_stream)
+    assert torch.equal(sums, of_stream)
+
+
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize(("N", "W"), [(1, 1), (31, 31), (32, 1), (33, 2), (200, 100)])
 def test_equals_reference(isa: str, pool: str, N: int, W: int) -> None:
     cache, row, query, _ = prompt(torch.float32, 32, 64, 3, N, W)
     actual = torch.rand(2, H, N + 1, generator=generator(N))
     expected = actual.clone()
-    ops.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, *actual)
-    reference.attention_mass(query, cache.arena, 1, row, N - W, 0.125, pool, *expected)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, N - W, 0.125, pool, *actual)
+    reference.attention_mass(query, cache.arena, 1, row, STOCK, N - W, 0.125, pool, *expected)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_more_queries_than_are_taken_together(isa: str) -> None:
     cache, row, query, _ = prompt(torch.float32, 32, 32, 2, 5000, 600)
     actual, expected = torch.zeros(2, 2, H, 5000)
-    ops.attention_mass(query, cache.arena, 1, row, 4400, 0.125, "mean", *actual)
-    reference.attention_mass(query, cache.arena, 1, row, 4400, 0.125, "mean", *expected)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, 4400, 0.125, "mean", *actual)
+    reference.attention_mass(query, cache.arena, 1, row, STOCK, 4400, 0.125, "mean", *expected)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -104,13 +118,15 @@ def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) 
     N, W = 3 * S + 5, 2 * S
     cache, row, query, _ = prompt(torch.bfloat16, S, D, G, N, W)
     whole = torch.zeros(2, H, N)
-    ops.attention_mass(query, cache.arena, 1, row, N - W, D**-0.5, "mean", *whole)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, N - W, D**-0.5, "mean", *whole)
     for cuts in ([1], [7, 8, 31], [W // 2, W - 1]):
         sums = torch.zeros(2, H, N)
         bounds = [0, *cuts, W]
         for first, end in pairwise(bounds):
             part = query[first:end]
-            ops.attention_mass(part, cache.arena, 1, row, N - W + first, D**-0.5, "mean", *sums)
+            ops.attention_mass(
+                part, cache.arena, 1, row, STOCK, N - W + first, D**-0.5, "mean", *sums
+            )
         assert torch.equal(sums, whole)
 
 
@@ -124,7 +140,7 @@ def test_threads_do_not_change_the_bits(isa: str, G: int) -> None:
         for number in (1, 2, 4):
             torch.set_num_threads(number)
             sums.append(torch.zeros(2, H, 700))
-            ops.attention_mass(query, cache.arena, 1, row, 444, 0.125, "mean", *sums[-1])
+            ops.attention_mass(query, cache.arena, 1, row, STOCK, 444, 0.125, "mean", *sums[-1])
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(sums[0], sums[1]) and torch.equal(sums[0], sums[2])
@@ -133,7 +149,7 @@ def test_threads_do_not_change_the_bits(isa: str, G: int) -> None:
 def test_mass_of_every_query_sums_to_one(isa: str) -> None:
     cache, row, query, _ = prompt(torch.float16, 32, 64, 4, 150, 60)
     mass, energy = torch.zeros(2, H, 150)
-    ops.attention_mass(query, cache.arena, 1, row, 90, 0.125, "mean", mass, energy)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, 90, 0.125, "mean", mass, energy)
     torch.testing.assert_close(mass.sum(1), torch.full((H,), 60.0), rtol=1e-5, atol=0)
 
 
@@ -142,7 +158,7 @@ def test_energy_of_even_attention_by_hand(isa: str) -> None:
     cache, row, query, _ = prompt(torch.float32, 32, 64, 3, 4, 2)
     mass, energy = torch.zeros(2, H, 4)
     query.zero_()
-    ops.attention_mass(query, cache.arena, 1, row, 2, 0.125, "mean", mass, energy)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, 2, 0.125, "mean", mass, energy)
     seen_by_both, seen_by_last = 1 / 9 + 1 / 16, 1 / 16
     expected = torch.tensor([[seen_by_both] * 3 + [seen_by_last]] * H)
     torch.testing.assert_close(energy, expected, rtol=1e-6, atol=0)
@@ -158,7 +174,7 @@ def test_energy_pools_squares(isa: str, pool: str, pooled: float) -> None:
         write_stock(cache, 1, row, head, key, key)
     mass, energy = torch.zeros(2, H, 2)
     query = key.repeat(H, 1)[None]  # [1, H*G, D]
-    ops.attention_mass(query, cache.arena, 1, row, 1, 100.0, pool, mass, energy)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, 1, 100.0, pool, mass, energy)
     torch.testing.assert_close(energy, torch.full((H, 2), pooled), rtol=1e-6, atol=1e-6)
 
 
@@ -167,11 +183,11 @@ def test_strided_query_mass_and_energy(isa: str) -> None:
     wide = torch.zeros(20, 2 * H * 3, 128)
     wide[:, ::2, :64] = query
     expected = torch.zeros(2, H, 70)
-    ops.attention_mass(query, cache.arena, 1, row, 50, 0.125, "max", *expected)
+    ops.attention_mass(query, cache.arena, 1, row, STOCK, 50, 0.125, "max", *expected)
     # Three different strides: 70, 200 and 300.
     mass, energy = torch.zeros(H, 200)[:, :70], torch.zeros(H, 300)[:, 9:79]
     strided = wide[:, ::2, :64]
-    ops.attention_mass(strided, cache.arena, 1, row, 50, 0.125, "max", mass, energy)
+    ops.attention_mass(strided, cache.arena, 1, row, STOCK, 50, 0.125, "max", mass, energy)
     assert torch.equal(mass, expected[0])
     assert torch.equal(energy, expected[1])
 
@@ -190,7 +206,7 @@ def test_bad_arguments_are_named() -> None:
         mass: Tensor = mass,
         energy: Tensor = energy,
     ) -> None:
-        ops.attention_mass(query, arena, layer, row, first, 0.125, pool, mass, energy)
+        ops.attention_mass(query, arena, layer, row, STOCK, first, 0.125, pool, mass, energy)
 
     with pytest.raises(ValueError, match="query must be float32, got bfloat16"):
         call(query=query.bfloat16())
@@ -206,7 +222,7 @@ def test_bad_arguments_are_named() -> None:
         call(layer=2)
     with pytest.raises(ValueError, match="block_row must be int32, got int64"):
         call(row=row.long())
-    with pytest.raises(ValueError, match="block_row must cover 70 tokens"):
+    with pytest.raises(ValueError, match="block_row must have 3 blocks for the 70 slots"):
         call(row=row[:2])
     with pytest.raises(ValueError, match="first_position must be at least 0"):
         call(first=-1)
@@ -230,7 +246,7 @@ def test_what_is_not_aligned_is_refused() -> None:
     query = torch.zeros(W, H, D, dtype=torch.bfloat16)
 
     def call(query: Tensor, arena: Tensor) -> None:
-        ops.attention_mass(query, arena, 0, row, 0, 1.0, "mean", *sums)
+        ops.attention_mass(query, arena, 0, row, stock_records(L, H), 0, 1.0, "mean", *sums)
 
     arena = torch.zeros(size + 8, dtype=torch.bfloat16)
     call(query, arena[8:].view(L, B, H, 2 * S, D))

@@ -79,13 +79,22 @@ class Call:
             torch.zeros_like(query),
         )
 
+    def queries(self) -> tuple[object, ...]:
+        """Of the last tokens of the longest head."""
+        query = torch.ones(31, H, D)
+        return query, self.cache.arena, 1, self.row, self.heads[0], 4 * S, 1.0, "mean"
+
     def attention_mass(self) -> None:
-        mass, energy = torch.zeros(2, H, 70)
-        query = torch.ones(6, H, D)
-        ops.attention_mass(query, self.cache.arena, 1, self.row, 64, 1.0, "mean", mass, energy)
+        ops.attention_mass(*self.queries(), *torch.zeros(2, H, 5 * S))
+
+    def replay(self) -> None:
+        ops.replay(*self.queries(), torch.zeros(2, 0), False, 8, self.cache.values)
+
+    def replayed_mass(self) -> None:
+        ops.replayed_mass(*self.queries(), torch.zeros(2, 0), False, *torch.zeros(2, H, 5 * S))
 
     def value_norm(self) -> None:
-        ops.value_norm(self.cache.arena, self.row, self.heads[0], torch.zeros(L, H, 4 * S - 1))
+        ops.value_norm(self.cache.arena, self.row, self.heads[0], torch.zeros(L, H, 5 * S - 1))
 
 
 def field(name: HeadField, number: int) -> Callable[[Call], None]:
@@ -119,16 +128,15 @@ def same_lane(call: Call) -> None:
 
 
 STEP = ["store", "decode_attention"]
-STREAM = ["compact", *STEP]
-ALL = [*STREAM, "attention_mass", "value_norm"]
+ALL = ["compact", *STEP, "attention_mass", "replay", "replayed_mass", "value_norm"]
 CASES = [
-    (STREAM, short_row, r"must have 5 blocks for the 1(59|60) slots of heads\[.*1, 1\], got 4"),
+    (ALL, short_row, r"must have 5 blocks for the 1(59|60) slots of heads\[.*1, 1\], got 4"),
     (ALL, number("row", 1, 12), r"must have blocks in \[0, 12\), got 12 as number 1"),
     (ALL, number("row", 0, -1), r"must have blocks in \[0, 12\), got -1 as number 0"),
-    (STREAM, field(HeadField.NUM_PAGES, -1), "is no head record"),
-    (STREAM, field(HeadField.LENGTH, -2), "is no head record"),
-    (STREAM, field(HeadField.RULE, 4), "is no head record"),
-    (STREAM, field(HeadField.FIRST_PAGE, 2**31 - 1), "must have 5368709.. blocks"),
+    (ALL, field(HeadField.NUM_PAGES, -1), "is no head record"),
+    (ALL, field(HeadField.LENGTH, -2), "is no head record"),
+    (ALL, field(HeadField.RULE, 4), "is no head record"),
+    (ALL, field(HeadField.FIRST_PAGE, 2**31 - 1), "must have 5368709.. blocks"),
     (STEP, number("lanes", 0, 1), r"lanes must be in \[0, 1\), got 1"),
     (STEP, number("lanes", 0, -1), r"lanes must be in \[0, 1\), got -1"),
     (STEP, same_lane, "lanes must differ, got 0 twice"),

@@ -80,7 +80,15 @@ def test_attention_mass_errs_no_more_than_twice_as_much_as_torch(
         cache, row, query, keys = test_attention_mass.prompt(DTYPE, S, D, G, N, W)
         actual = torch.zeros(2, test_attention_mass.H, N + 3)
         in_pairs(ops.attention_mass)(
-            query, cache.arena, 1, row, N - W, D**-0.5, pool, *actual.unbind()
+            query,
+            cache.arena,
+            1,
+            row,
+            test_attention_mass.STOCK,
+            N - W,
+            D**-0.5,
+            pool,
+            *actual.unbind(),
         )
         exact = test_attention_mass.dense_sums(
             query.double(), [k.double() for k in keys], D**-0.5, pool
@@ -103,7 +111,15 @@ def test_split_of_queries_gives_the_same_bits(isa: str, S: int, D: int, G: int) 
         for first, end in pairwise([0, *cuts, W]):
             part = query[first:end]
             ops.attention_mass(
-                part, arena, 1, row, N - W + first, D**-0.5, "mean", *sums[-1].unbind()
+                part,
+                arena,
+                1,
+                row,
+                test_attention_mass.STOCK,
+                N - W + first,
+                D**-0.5,
+                "mean",
+                *sums[-1].unbind(),
             )
     assert all(torch.equal(sums[0], other) for other in sums[1:])
 
@@ -129,7 +145,8 @@ def test_value_norm_errs_by_rounding(isa: str, S: int, D: int) -> None:
 
 
 def test_page_streams_give_the_same_bits(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, op in ((test_value_norm, "value_norm"),):
+    for module in (test_attention_mass, test_replay, test_replayed_mass, test_value_norm):
+        op = module.__name__.rpartition("test_")[2]
         monkeypatch.setattr(ops, op, in_pairs(getattr(ops, op)))
         module.test_a_page_stream_gives_the_same_bits(isa, DTYPE)
 

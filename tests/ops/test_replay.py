@@ -3,9 +3,10 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm import ops
+from fastgen_vllm.geometry import HeadField
 from fastgen_vllm.ops import reference
-from tests.ops.cases import DTYPES, POOLS, SHAPES, Cache, relative_error
-from tests.ops.test_attention_mass import H, prompt
+from tests.ops.cases import DTYPES, POOLS, SHAPES, Cache, as_stream, generator, relative_error
+from tests.ops.test_attention_mass import STOCK, H, prompt
 
 LAYER = 1
 SAMPLES = [1, 8, 32]
@@ -58,11 +59,12 @@ def read(values: Tensor, row: Tensor, first: int, end: int, S: int) -> Tensor:
 
 def replayed(
     op: object, cache: Cache, query: Tensor, row: Tensor, first: int, pool: str, turn: Tensor,
-    sample: int, interleaved: bool = False,
+    sample: int, interleaved: bool = False, heads: Tensor = STOCK,
 ) -> Tensor:  # fmt: skip
     values = torch.zeros_like(cache.values)
     scale = query.shape[-1] ** -0.5
-    op(query, cache.arena, LAYER, row, first, scale, pool, turn, interleaved, sample, values)
+    where = (cache.arena, LAYER, row, heads, first)
+    op(query, *where, scale, pool, turn, interleaved, sample, values)
     return values
 
 
@@ -98,6 +100,25 @@ def test_is_the_reference(isa: str, sample: int, interleaved: bool) -> None:
     torch.testing.assert_close(actual, replayed(reference.replay, *arguments), rtol=2e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_page_stream_gives_the_same_bits(isa: str, dtype: torch.dtype) -> None:
+    S, first, W = 32, 32, 109
+    cache, row, query, _ = prompt(dtype, S, 64, 3, first + W, W)
+    values = replayed(ops.replay, cache, query, row, first, "mean", angles(32), 8)
+    expected = read(values, row, first, first + W, S)
+    stream, stream_row, heads = as_stream(cache, row, generator("stream", dtype))
+    heads[..., HeadField.READ_ONLY] = heads[..., HeadField.STOCK_PAGES]
+    arguments = (stream, query, stream_row, first, "mean", angles(32), 8, False, heads)
+    values = replayed(ops.replay, *arguments)
+    for head, record in enumerate(heads[LAYER]):
+        slots = torch.arange(first, first + W)
+        where = reference.slots_of(stream.arena, stream_row, record, slots)
+        is_valued = slots >= record[HeadField.READ_ONLY] * S
+        assert torch.equal(values[where], expected[head] * is_valued)
+        values[where] = 0
+    assert not values.any()
+
+
 def test_turning_goes_behind_the_block(isa: str) -> None:
     """A query turned by d positions meets a key as the same query d positions later would."""
     base = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
@@ -113,7 +134,8 @@ def test_values_are_added(isa: str) -> None:
     once = replayed(ops.replay, cache, query, row, 32, "mean", angles(32), 8)
     values = once.clone()
     scale = 64**-0.5
-    ops.replay(query, cache.arena, LAYER, row, 32, scale, "mean", angles(32), False, 8, values)
+    where = (cache.arena, LAYER, row, STOCK, 32)
+    ops.replay(query, *where, scale, "mean", angles(32), False, 8, values)
     assert torch.equal(values, 2 * once)
 
 
@@ -129,7 +151,10 @@ def test_no_queries(isa: str) -> None:
         (dict(sample=4), "sample must be 1, 8, 16 or 32, got 4"),
         (dict(turn=angles(33)), "turn must have at most D / 2 = 32 angles, got 33"),
         (dict(pool="sum"), "pool must be one of mean, max, min, got 'sum'"),
-        (dict(row=torch.tensor([1], dtype=torch.int32)), "block_row must cover 64 tokens"),
+        (
+            dict(row=torch.tensor([1], dtype=torch.int32)),
+            "block_row must have 2 blocks for the 64 slots",
+        ),
     ],
 )
 def test_mistakes(change: dict[str, object], message: str) -> None:

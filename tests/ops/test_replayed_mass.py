@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from fastgen_vllm import ops
-from tests.ops.cases import DTYPES, POOLS, SHAPES, relative_error
-from tests.ops.test_attention_mass import H, prompt
+from tests.ops.cases import DTYPES, POOLS, SHAPES, as_stream, generator, relative_error
+from tests.ops.test_attention_mass import STOCK, H, prompt
 from tests.ops.test_replay import angles
 
 LAYER = 1
@@ -41,7 +41,7 @@ def test_error_is_within_twice_that_of_torch(
         turn = angles(pairs, W)
         actual = torch.zeros(2, H, N + 3)
         ops.replayed_mass(
-            query, cache.arena, LAYER, row, N - W, D**-0.5, pool, turn, False, *actual
+            query, cache.arena, LAYER, row, STOCK, N - W, D**-0.5, pool, turn, False, *actual
         )
         exact = dense(query.double(), [k.double() for k in keys], pool, turn.double())
         of_torch = dense(query, keys, pool, turn)
@@ -51,6 +51,18 @@ def test_error_is_within_twice_that_of_torch(
         assert not actual[..., N:].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_page_stream_gives_the_same_bits(isa: str, dtype: torch.dtype) -> None:
+    N, W = 4 * 32 + 7, 70
+    cache, row, query, _ = prompt(dtype, 32, 64, 3, N, W)
+    stream, stream_row, heads = as_stream(cache, row, generator("stream", dtype))
+    sums, of_stream = torch.zeros(2, 2, H, N)
+    asked = (N - W, 0.125, "mean", angles(32, W), False)
+    ops.replayed_mass(query, cache.arena, LAYER, row, STOCK, *asked, *sums)
+    ops.replayed_mass(query, stream.arena, LAYER, stream_row, heads, *asked, *of_stream)
+    assert torch.equal(sums, of_stream)
+
+
 def test_mass_and_what_is_near_are_all(isa: str) -> None:
     """Without a turn a query's probabilities and those of its 32 neighbours, twice, sum to 1."""
     N, W, D = 200, 30, 64
@@ -58,7 +70,7 @@ def test_mass_and_what_is_near_are_all(isa: str) -> None:
     mass, energy = torch.zeros(2, H, N)
     none = torch.zeros(2, 0)
     ops.replayed_mass(
-        query, cache.arena, LAYER, row, N - W, D**-0.5, "mean", none, False, mass, energy
+        query, cache.arena, LAYER, row, STOCK, N - W, D**-0.5, "mean", none, False, mass, energy
     )
     for h, key in enumerate(keys):
         weights = (query[:, h] @ key.T * D**-0.5).exp()
@@ -74,5 +86,5 @@ def test_a_turn_beyond_the_head_is_refused() -> None:
     mass, energy = torch.zeros(2, H, 64)
     with pytest.raises(ValueError, match="replayed_mass: turn must have at most D / 2 = 32 angles"):
         ops.replayed_mass(
-            query, cache.arena, LAYER, row, 32, 0.1, "mean", angles(33), False, mass, energy
+            query, cache.arena, LAYER, row, STOCK, 32, 0.1, "mean", angles(33), False, mass, energy
         )

@@ -58,15 +58,13 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
               rows + static_cast<int64_t>(q) * group * d);
   }
   if (a.is_replay) load_queries<T>(a, head, block.first_query, block.num_queries, as_is, rows);
-  const auto tile_at = [&](int token) {
-    const char* page = stock_page(a.pool, a.layer, a.block_row.blocks[token / slots], head);
-    return key_tile(reinterpret_cast<const T*>(page), token % slots, d);
-  };
+  const auto tile_at = [&](int token) { return prompt_tile<T>(a, head, token); };
   const Tiles<T> tiles(num_rows);
+  const T* tile = tile_at(0);
   for (int token = 0; token < block.end; token += kTile) {
-    const T* tile = tile_at(token);
     const T* next = token + kTile < block.end ? tile_at(token + kTile) : tile;
     tiles.dot(rows, d, tile, slots, next, 1.f, block.scores + token, a.score_stride);
+    tile = next;
   }
   const int first = a.first_position + block.first_query;
   if (a.is_replay) {
@@ -75,7 +73,7 @@ static void mass_observe_of(const AttentionMassArgs& a, int head, const MassBloc
     const int before = first < kNear - 1 ? -kTile : (first - kNear + 1) / kTile * kTile;
     if (before < 0) no_scores(near_scores, num_rows, kMostNear, kTile);
     for (int token = before < 0 ? 0 : before; token < first + block.num_queries; token += kTile) {
-      const T* tile = tile_at(token);
+      tile = tile_at(token);
       tiles.dot(as_is, d, tile, slots, tile, 1.f, near_scores + token - before, kMostNear);
     }
     for (int row = 0; row < num_rows; ++row) {

@@ -60,10 +60,15 @@ struct PromptQueries {
   int first_position;  // position of query 0
   int layer;
   BlockRow block_row;
+  const HeadRecord* heads;  // [L, H]
   float scale;
   Pooling pooling;
   Turn turn;  // of a replay
 };
+
+FASTGEN_ANYWHERE static inline const HeadRecord& record_of(const PromptQueries& a, int head) {
+  return a.heads[a.layer * a.pool.num_heads + head];
+}
 
 struct AttentionMassArgs : PromptQueries {
   bool is_replay;        // queries are turned and see all keys, and their own near ones as well

@@ -42,13 +42,6 @@ FASTGEN_INLINE int64_t tile_element(const PairedBFloat*, int token, int d, int, 
 }
 
 template <typename T>
-FASTGEN_INLINE const T* prompt_tile(const ReplayArgs& a, int head, int token) {
-  const char* page =
-      stock_page(a.pool, a.layer, a.block_row.blocks[token / a.pool.page_slots], head);
-  return key_tile(reinterpret_cast<const T*>(page), token % a.pool.page_slots, a.pool.head_size);
-}
-
-template <typename T>
 FASTGEN_INLINE T* sample_tile(const ReplayArgs& a, int head, int tile) {
   return reinterpret_cast<T*>(a.sample) +
          (static_cast<int64_t>(head) * a.sample_tiles + tile) * kTile * a.pool.head_size;
@@ -215,10 +208,10 @@ static void replay_add(const ReplayArgs& a, int head, int tile) {
   const int first = tile * kTile, slots = a.pool.page_slots;
   const int token = a.first_position + first;
   const int count = a.num_queries - first < kTile ? a.num_queries - first : kTile;
-  const int64_t page = static_cast<int64_t>(a.block_row.blocks[token / slots]) * a.pool.num_layers *
-                           a.pool.num_heads +
-                       static_cast<int64_t>(a.layer) * a.pool.num_heads + head;
-  float* values = a.values + page * slots + token % slots;
+  const HeadRecord& record = record_of(a, head);
+  if (token / slots < record.read_only) return;
+  const StreamPage page = head_page(a.pool, a.block_row, record, token / slots);
+  float* values = a.values + page.meta_slot + token % slots;
   for (int t = 0; t < count; ++t) {
     const float before = tile > 0 ? parts[t - kTile] : 0.f;  // of the tile of queries before
     values[t] += parts[t] + before;

@@ -69,6 +69,14 @@ FASTGEN_INLINE void turn_row(const Turn& turn, float* row) {
   for (; i < turn.pairs; ++i) turn_pair(i, row + 2 * i, row + 2 * i + 1);
 }
 
+// The tile of K that begins at a token, a multiple of kTile.
+template <typename T>
+FASTGEN_INLINE const T* prompt_tile(const PromptQueries& a, int head, int token) {
+  const int slots = a.pool.page_slots;
+  const StreamPage page = head_page(a.pool, a.block_row, record_of(a, head), token / slots);
+  return key_tile(reinterpret_cast<const T*>(page.data), token % slots, a.pool.head_size);
+}
+
 // rows[q * G + g, :] = the queries of a head, as they are and turned.
 template <typename T, typename R>
 FASTGEN_INLINE void load_queries(const PromptQueries& a, int head, int first, int count, R* rows,
