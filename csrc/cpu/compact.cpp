@@ -9,15 +9,14 @@ namespace fastgen::cpu {
 
 void compact(const CompactArgs& a) {
   const int slots = a.pool.page_slots, num_heads = a.pool.num_heads;
-  const int layer_heads = a.pool.num_layers * num_heads;
+  const int layer_heads = pages_per_block(a.pool);
   const Contents contents("compact", a.pool);
   require(a.kept_start[0] == 0 && a.kept_start[layer_heads] == a.num_kept,
           "compact: kept_start must run from 0 to the ", a.num_kept, " tokens of kept, got ",
           a.kept_start[0], " to ", a.kept_start[layer_heads]);
-  const int64_t num_tokens = static_cast<int64_t>(a.old_row.num_blocks) * slots;
   for (int i = 0; i < a.num_kept; ++i) {
-    require(0 <= a.kept[i] && a.kept[i] < num_tokens, "compact: kept must have tokens in [0, ",
-            num_tokens, "), got ", a.kept[i]);
+    require(0 <= a.kept[i] && a.kept[i] < kMostSlots, "compact: kept must have slots in [0, ",
+            kMostSlots, "), got ", a.kept[i]);
   }
   contents.blocks("old_row", a.old_row, a.old_row.num_blocks,
                   a.pool.num_blocks + a.saved.num_blocks);
@@ -41,6 +40,15 @@ void compact(const CompactArgs& a) {
     for (int page = 0; page * slots < count; ++page) items.push_back({i, page});
   }
   contents.stream("new_row", a.new_row, num_pages);
+  for (int i = 0; i < layer_heads; ++i) {
+    const Place place = {-1, i / num_heads, i % num_heads, "old_heads"};
+    contents.record(a.old_heads[i], place);
+    int32_t end = 0;
+    for (int64_t k = a.kept_start[i]; k < a.kept_start[i + 1]; ++k) {
+      end = std::max(end, a.kept[k] + 1);
+    }
+    contents.slots(a.old_heads[i], place, end, "old_row", a.old_row);
+  }
 
   const Kernels& kernel = kernels();
   for_each_item(static_cast<int64_t>(items.size()), [&](int64_t, int64_t item) {

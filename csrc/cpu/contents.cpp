@@ -17,7 +17,7 @@ std::string fields(const HeadRecord& head) {
 }  // namespace
 
 std::ostream& operator<<(std::ostream& out, const Place& place) {
-  out << "heads[";
+  out << place.tensor << "[";
   if (place.lane >= 0) out << place.lane << ", ";
   return out << place.layer << ", " << place.head << "]";
 }

@@ -16,6 +16,7 @@ struct Place {
   int lane;  // -1: none
   int layer;
   int head;
+  const char* tensor = "heads";
 };
 std::ostream& operator<<(std::ostream& out, const Place& place);
 

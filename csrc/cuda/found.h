@@ -11,20 +11,6 @@ namespace fastgen {
 // Sixteen bytes of NaN, whatever the elements.
 __device__ __forceinline__ int4 not_a_number() { return {-1, -1, -1, -1}; }
 
-// Entry of a prompt's row where a token lies, or -1.
-__device__ __forceinline__ int32_t find_entry(const PagePool& pool, const BlockRow& row,
-                                              int32_t token) {
-  const int32_t index = token / pool.page_slots;
-  return token < 0 || index >= row.num_blocks ? -1 : row.blocks[index];
-}
-
-// Block of a prompt's token, or -1.
-__device__ __forceinline__ int32_t find_block(const PagePool& pool, const BlockRow& row,
-                                              int32_t token) {
-  const int32_t block = find_entry(pool, row, token);
-  return is_block(block, pool.num_blocks) ? block : -1;
-}
-
 // Whether the i-th page of a head, for which the row has room, is there.
 __device__ __forceinline__ bool has_page(const PagePool& pool, const BlockRow& row,
                                          const HeadRecord& head, int32_t i) {

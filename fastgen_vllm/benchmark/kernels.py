@@ -432,7 +432,7 @@ def compact_arguments(
     arena = random_cache(page, dtype, generator, layout)
     num_heads = LAYERS * shape.heads
     weights = torch.rand(num_heads, shape.tokens, generator=generator, device=device)
-    tokens = weights.argsort(-1)[:, :kept].sort(-1).values
+    tokens = weights.argsort(-1)[:, :kept].sort(-1).values.flatten().int()
     heads = torch.zeros(LAYERS, shape.heads, len(HeadField), dtype=torch.int32)
     heads[..., HeadField.FIRST_PAGE] = torch.arange(num_heads).view(LAYERS, -1) * pages
     heads[..., HeadField.NUM_PAGES] = pages
@@ -441,9 +441,11 @@ def compact_arguments(
     return (
         arena,
         row[:prompt],
+        stock_records(LAYERS, shape.heads).to(device),
         arena[:, :0],
         row[prompt:],
-        tokens.flatten().int(),
+        tokens,
+        tokens,
         torch.arange(num_heads + 1, device=device) * kept,
         torch.ones(num_heads * kept, device=device),
         heads.to(device),

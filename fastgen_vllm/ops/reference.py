@@ -181,9 +181,11 @@ def value_norm(arena: Tensor, block_row: Tensor, heads: Tensor, norm: Tensor) ->
 def compact(
     arena: Tensor,
     old_row: Tensor,
+    old_heads: Tensor,
     saved: Tensor,
     new_row: Tensor,
     kept: Tensor,
+    kept_position: Tensor,
     kept_start: Tensor,
     kept_value: Tensor,
     heads: Tensor,
@@ -193,23 +195,23 @@ def compact(
     """See ``fastgen_vllm.ops.compact``."""
     num_blocks, num_heads = arena.shape[1:3]
     slots = arena.shape[3] // 2
-    for index, record in enumerate(heads.view(-1, heads.shape[-1])):
-        layer, head = divmod(index, num_heads)
+    fields = len(HeadField)
+    for index, record in enumerate(heads.view(-1, fields)):
         first = int(kept_start[index])
         stock = int(record[HeadField.STOCK_PAGES]) * slots  # these stay where they are
         for i in range(stock, int(record[HeadField.LENGTH])):
-            token = int(kept[first + i - stock])
-            old = int(old_row[token // slots])
-            if old < num_blocks:
-                old_k, old_v = page_of(arena, layer, old, head)
-            else:
-                old_k, old_v = page_of(saved, layer, old - num_blocks, head)
+            k = first + i - stock
+            old, page, old_slot = slot_of(
+                arena, old_row, old_heads.view(-1, fields)[index], int(kept[k])
+            )
+            source = arena if old < num_blocks else saved
+            old_k, old_v = page_of(source, page // num_heads, old % num_blocks, page % num_heads)
             block, page, slot = slot_of(arena, new_row, record, i)
             new_k, new_v = page_of(arena, page // num_heads, block, page % num_heads)
-            new_k[:, slot] = old_k[:, token % slots]
-            new_v[slot] = old_v[token % slots]
-            positions[block, page, slot] = token
-            values[block, page, slot] = kept_value[first + i - stock]
+            new_k[:, slot] = old_k[:, old_slot]
+            new_v[slot] = old_v[old_slot]
+            positions[block, page, slot] = kept_position[k]
+            values[block, page, slot] = kept_value[k]
 
 
 def _granted_pages(record: Tensor, num_tokens: int, slots: int) -> int:

@@ -153,8 +153,10 @@ class FastGenRuntime:
         ops.compact(
             self._arena,
             old_row,
+            self._stock_heads,
             saved,
             self._to_device(order.new_row, torch.int32),
+            copy.kept,
             copy.kept,
             copy.kept_start,
             copy.kept_value,

@@ -185,8 +185,10 @@ class Life:
             side.heads[lane] = copy.records.to(side.heads.device)
         given = dict(
             old_row=torch.cat([old[:-1], torch.tensor([self._num_blocks]).int()]),
+            old_heads=stock,
             new_row=self._new[request],
             kept=copy.kept,
+            kept_position=copy.kept,
             kept_start=copy.kept_start,
             kept_value=copy.kept_value,
         )

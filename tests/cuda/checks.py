@@ -131,9 +131,11 @@ def check_compact(ops: EmulatedOps) -> None:
         op(
             to.arena,
             old_row,
+            stock_records(L, H),
             saved,
             new_row,
             torch.cat(kept),
+            torch.cat(kept) + 1000,
             start,
             kept_value,
             records,

@@ -130,8 +130,8 @@ MUTATIONS = [
     Mutation(
         "slots of a saved page as far apart as the pool's",
         "compact.h",
-        ": stock_slot(a.saved, layer, saved, head, slot);",
-        ": stock_page(a.saved, layer, saved, head) + slot * a.pool.slot_stride * 2;",
+        "place(a.saved, saved, a.saved.slot_stride)",
+        "place(a.saved, saved, a.pool.slot_stride)",
         checks.check_compact,
     ),
     Mutation(

@@ -26,6 +26,7 @@ CONTENTS = {
     "token_position",
     "heads",
     "old_row",
+    "old_heads",
     "new_row",
     "kept",
     "kept_start",
@@ -162,7 +163,12 @@ class _Maker:
 
     def compact(self) -> Values:
         records, pages = self.records(0)
-        old = self.rng.randint(1, 4)
+        old, old_heads = self.rng.randint(1, 4), stock_records(self.L, self.H)
+        most = [old * self.S] * (self.L * self.H)  # slots of the old heads
+        if self.rng.random() < 0.5:  # it has been compacted before
+            old_heads, old_pages = self.records(1)
+            old = -(-old_pages // (self.L * self.H))
+            most = old_heads[..., HeadField.LENGTH].flatten().tolist()
         new = -(-pages // (self.L * self.H)) + self.rng.randint(0, 1)
         num_blocks = old + new + self.rng.randint(0, 2)
         cache = self.cache(num_blocks)
@@ -175,13 +181,20 @@ class _Maker:
         old_row[both] = torch.arange(num_blocks, num_blocks + saved.shape[1]).int()
         fields = records.view(-1, len(HeadField))
         lengths = (fields[:, HeadField.LENGTH] - fields[:, HeadField.STOCK_PAGES] * self.S).long()
-        kept = torch.randint(0, old * self.S, (int(lengths.sum()),), generator=self.torch)
+        kept = torch.cat(
+            [
+                torch.randint(0, slots, (length,), generator=self.torch)
+                for slots, length in zip(most, lengths.tolist(), strict=True)
+            ]
+        )
         return {
             **cache,
             "saved": saved,
             "old_row": old_row,
+            "old_heads": old_heads,
             "new_row": new_row,
             "kept": kept.int(),
+            "kept_position": kept.flip(0).int(),
             "kept_start": torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]),
             "kept_value": torch.rand(len(kept), generator=self.torch),
             "heads": records,
@@ -227,7 +240,7 @@ def spoil(case: Case, rng: random.Random) -> None:
     """Put a number into the case that nobody expects there, or cut a row of blocks short."""
     names = sorted(CONTENTS & case.arguments.keys())
     name = rng.choices(
-        names, [6 if name == "heads" else 2 if "row" in name else 1 for name in names]
+        names, [6 if "heads" in name else 2 if "row" in name else 1 for name in names]
     )[0]
     tensor: Tensor = case.arguments[name]
     if name in ("block_rows", "new_row", "old_row", "block_row") and rng.random() < 0.4:
@@ -245,9 +258,9 @@ def spoil(case: Case, rng: random.Random) -> None:
     elif tensor.dtype == torch.int64:
         numbers += [2**62, -(2**62)]
     number = rng.choice(numbers)
-    if name == "heads":
+    if name in ("heads", "old_heads"):
         field = rng.choice(list(HeadField))
         place = place // len(HeadField) * len(HeadField) + field
-        name = f"heads, {field.name}"
+        name = f"{name}, {field.name}"
     case.wrong.append(f"{name}[{place}] = {number}")
     tensor.view(-1)[place] = min(number, INT_MAX) if tensor.dtype == torch.int32 else number

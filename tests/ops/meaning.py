@@ -156,7 +156,7 @@ class Expected:
             and start[-1] == len(kept)
             and ends == lengths
             and min(ends) >= 0
-            and all(0 <= token < len(old) * S for token in kept)
+            and all(0 <= slot < MOST_SLOTS for slot in kept)
             and self._in_pool(old, self.num_blocks + a["saved"].shape[1])
         )
         self.is_defined = not set(old) & set(new)
@@ -164,6 +164,12 @@ class Expected:
             self.heads.append(
                 Head.of(self.case, record, a["new_row"], lambda r: r[HeadField.LENGTH])
             )
+        for i, record in enumerate(
+            a["old_heads"].view(-1, len(HeadField)) if self.is_legal else ()
+        ):
+            end = max(kept[start[i] : start[i + 1]], default=-1) + 1
+            is_there = Head.of(self.case, record, a["old_row"], lambda _, end=end: end).pages
+            self.is_legal &= is_there is not None
 
     def _prompt(self, a: Values) -> None:
         norm = self.case.op == "value_norm"

@@ -5,10 +5,12 @@ from torch import Tensor
 from fastgen_vllm import ops
 from fastgen_vllm.geometry import HeadField, StoreRule
 from fastgen_vllm.ops import reference
+from fastgen_vllm.pages import stock_records
 from tests.ops.cases import (
     DTYPES,
     SHAPES,
     HeadPlan,
+    as_stream,
     generator,
     make_cache,
     make_records,
@@ -19,6 +21,7 @@ from tests.ops.cases import (
 )
 
 L, H = 2, 3
+STOCK = stock_records(L, H)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,8 +51,10 @@ def test_kept_tokens_arrive(isa: str, dtype: torch.dtype, S: int, D: int) -> Non
         op(
             to.arena,
             old_row,
+            STOCK,
             to.arena[:, :0],
             new_row,
+            torch.cat(kept),
             torch.cat(kept),
             start,
             kept_value,
@@ -93,8 +98,8 @@ def test_what_lies_on_stock_pages_stays(isa: str, dtype: torch.dtype) -> None:
 
     for op, to in ((ops.compact, cache), (reference.compact, expected)):
         op(
-            *(to.arena, old_row, to.arena[:, :0], new_row, torch.cat(kept), start, kept_value),
-            *(records, to.positions, to.values),
+            *(to.arena, old_row, STOCK, to.arena[:, :0], new_row, torch.cat(kept), torch.cat(kept)),
+            *(start, kept_value, records, to.positions, to.values),
         )
     assert torch.equal(cache.arena, expected.arena)
     assert torch.equal(cache.positions, expected.positions)
@@ -136,8 +141,10 @@ def test_overlapping_rows_give_what_disjoint_ones_give(
         ops.compact(
             to.arena,
             torch.tensor(old_row, dtype=torch.int32),
+            STOCK,
             saved,
             row,
+            torch.cat(kept),
             torch.cat(kept),
             start,
             kept_value,
@@ -161,6 +168,53 @@ def test_overlapping_rows_give_what_disjoint_ones_give(
     assert torch.equal(saved, before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_page_stream_is_compacted_again(isa: str, dtype: torch.dtype) -> None:
+    """Slots of a stream, in any order, of which a block is in both rows."""
+    S, D = 32, 64
+    rng = generator("again", dtype)
+    N = 4 * S
+    cache = make_cache(dtype, L, 4, H, S, D, fill=0.0)
+    row = random_blocks(4, 4, rng)
+    tokens = [random_tokens(N, D, dtype, rng) for _ in range(L * H)]
+    for index, (key, value) in enumerate(tokens):
+        write_stock(cache, index // H, row, index % H, key, value)
+    stream, old_row, old_heads = as_stream(cache, row, rng)
+    lengths = [0, 1, S - 1, S + 1, 3 * S, N]
+    plans = [HeadPlan(n, StoreRule.BY_AGE) for n in lengths[:5]] + [HeadPlan(N, fixed=1)]
+    records, pages = make_records(plans, L, H, S)
+    new = -(-pages // (L * H))
+    blocks, pool = stream.arena.shape[1], make_cache(dtype, L, len(old_row) + new + 2, H, S, D, 0.0)
+    assert blocks <= pool.arena.shape[1]
+    pool.arena[:, :blocks] = stream.arena
+    others = [b for b in range(pool.arena.shape[1]) if b not in old_row]
+    new_row = torch.tensor([int(old_row[1]), *others][:new], dtype=torch.int32)
+    saved = pool.arena[:, old_row[1:2].long()]
+    old_row[1] = len(pool.values)
+    kept = [torch.randperm(N, generator=rng)[:n].int() for n in lengths]
+    start = torch.tensor([0, *lengths]).cumsum(0)
+    position = torch.randint(9999, (len(torch.cat(kept)),), generator=rng).int()
+    kept_value, expected = torch.rand(len(position), generator=rng), pool.clone()
+
+    for op, to in ((ops.compact, pool), (reference.compact, expected)):
+        op(
+            *(to.arena, old_row, old_heads, saved, new_row, torch.cat(kept), position),
+            *(start, kept_value, records, to.positions, to.values),
+        )
+    torch.testing.assert_close(pool.arena, expected.arena, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(pool.positions, expected.positions)
+    assert torch.equal(pool.values, expected.values)
+    for index, (key, value) in enumerate(tokens):
+        if lengths[index] == 0:
+            continue
+        record = records[index // H, index % H]
+        k, v = reference.keys_and_values(pool.arena, new_row, record)
+        assert torch.equal(k, key[kept[index].long()])
+        assert torch.equal(v, value[kept[index].long()])
+        where = reference.slots_of(pool.arena, new_row, record)
+        assert torch.equal(pool.positions[where], position[start[index] : start[index + 1]])
+
+
 def test_arguments_must_agree() -> None:
     records, _ = make_records([HeadPlan(2) for _ in range(L * H)], L, H, 32)
     cache = make_cache(torch.float32, L, 4, H, 32, 32)
@@ -172,8 +226,10 @@ def test_arguments_must_agree() -> None:
         ops.compact(
             cache.arena,
             row,
+            STOCK,
             saved,
             torch.ones(1, dtype=torch.int32),
+            kept,
             kept,
             start,
             torch.zeros(12),

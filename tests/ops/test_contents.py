@@ -26,6 +26,7 @@ class Call:
         self.heads = records[None].clone()
         self.row = torch.arange(ROW, dtype=torch.int32)
         self.old_row = torch.arange(ROW, 10, dtype=torch.int32)
+        self.old_heads = records.clone()
         self.kept = torch.cat([torch.arange(plan.length) for plan in plans]).int()
         self.kept_start = torch.tensor([0, *(plan.length for plan in plans)]).cumsum(0)
         self.lanes = torch.zeros(1, dtype=torch.int32)
@@ -36,8 +37,10 @@ class Call:
         ops.compact(
             self.cache.arena,
             self.old_row,
+            self.old_heads,
             self.cache.arena[:, :0],
             self.row,
+            self.kept,
             self.kept,
             self.kept_start,
             torch.zeros(len(self.kept)),
@@ -121,6 +124,19 @@ def short_row(call: Call) -> None:
     call.row = call.row[:4].clone()
 
 
+def old_field(name: HeadField, number: int) -> Callable[[Call], None]:
+    """Change the record of head (1, 1) in the row that is read."""
+
+    def spoil(call: Call) -> None:
+        call.old_heads[1, 1, name] = number
+
+    return spoil
+
+
+def short_old_row(call: Call) -> None:
+    call.old_row = call.old_row[:4].clone()
+
+
 def same_lane(call: Call) -> None:
     call.lanes = call.lanes.repeat(2)
     call.token_index = call.token_index.repeat(2)
@@ -143,8 +159,18 @@ CASES = [
     (STEP, number("token_index", 0, 1), r"token_index must be in \[0, 1\), got 1"),
     (["store"], number("token_position", 0, -5), "token_position -5 is out of range"),
     (["compact"], number("old_row", 4, 99), r"old_row must have blocks in \[0, 12\), got 99"),
-    (["compact"], number("kept", 7, 5 * S), r"kept must have tokens in \[0, 160\), got 160"),
-    (["compact"], number("kept", 0, -1), r"kept must have tokens in \[0, 160\), got -1"),
+    (
+        ["compact"],
+        number("kept", 7, 2**30),
+        r"kept must have slots in \[0, 1073741824\), got 1073741824",
+    ),
+    (["compact"], number("kept", 0, -1), r"kept must have slots in \[0, 1073741824\), got -1"),
+    (
+        ["compact"],
+        short_old_row,
+        r"old_row must have 5 blocks for the 159 slots of old_heads\[1, 1\]",
+    ),
+    (["compact"], old_field(HeadField.NUM_PAGES, -1), r"old_heads\[1, 1\] is no head record"),
     (["compact"], number("kept_start", 2, 0), r"kept_start gives -127 tokens to heads\[0, 1\]"),
 ]
 

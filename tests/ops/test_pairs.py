@@ -157,6 +157,7 @@ def test_kept_tokens_arrive_and_others_stay(
 ) -> None:
     monkeypatch.setattr(ops, "compact", in_pairs(ops.compact))
     test_compact.test_kept_tokens_arrive(isa, DTYPE, S, D)
+    test_compact.test_a_page_stream_is_compacted_again(isa, DTYPE)
 
 
 @pytest.mark.parametrize(("S", "D"), PAGES)

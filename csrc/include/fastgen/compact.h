@@ -1,4 +1,4 @@
-// Compaction: kept tokens move from a prompt's stock pages into the page stream of fresh blocks.
+// Compaction: kept tokens move from the pages of a request into the page stream of fresh blocks.
 //
 // item = (layer * H + head, page of that head beyond its stock pages, which stay where they are):
 // fills up to S slots of one page and their positions and values; sole writer of the page. Blocks
@@ -150,11 +150,13 @@ struct InPairs {
   }
 };
 
-// A page of an entry of old_row.
-FASTGEN_INLINE const char* old_page(const CompactArgs& a, int layer, int32_t entry, int head) {
-  const int32_t saved = entry - a.pool.num_blocks;
-  return saved < 0 ? stock_page(a.pool, layer, entry, head)
-                   : stock_page(a.saved, layer, saved, head);
+// The i-th page of a head of the old row.
+FASTGEN_INLINE const char* old_page(const CompactArgs& a, const HeadRecord& head, int32_t i) {
+  const int per_block = pages_per_block(a.pool);
+  const int32_t page = stream_page_of(head, i, per_block);
+  const int32_t entry = a.old_row.blocks[page / per_block], saved = entry - a.pool.num_blocks;
+  return saved < 0 ? page_of_block(a.pool, entry, page % per_block)
+                   : page_of_block(a.saved, saved, page % per_block);
 }
 
 template <typename Order>
@@ -162,7 +164,6 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
   typedef typename Order::Unit Unit;
   constexpr int kMost = kColumns<Unit>;
   const int slots = a.pool.page_slots, d = a.pool.head_size;
-  const int layer = layer_head / a.pool.num_heads, head = layer_head % a.pool.num_heads;
   const HeadRecord& record = a.heads[layer_head];
   const StreamPage to = head_page(a.pool, a.new_row, record, record.stock_pages + page);
   Unit* to_page = reinterpret_cast<Unit*>(to.data);
@@ -170,14 +171,19 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
   const int64_t left = a.kept_start[layer_head + 1] - first;
   const int count = left < slots ? static_cast<int>(left) : slots;
 
+  int32_t held = -1;  // of the old pages
+  const Unit* held_page = nullptr;
   for (int slot = 0; slot < count; slot += kMost) {
     const int n = count - slot < kMost ? count - slot : kMost;
     const int32_t* kept = a.kept + first + slot;
     const Unit* from[kMost];
     const Unit* from_k[kMost];
     for (int i = 0; i < n; ++i) {
-      from[i] = reinterpret_cast<const Unit*>(
-          old_page(a, layer, a.old_row.blocks[kept[i] / slots], head));
+      if (kept[i] / slots != held) {
+        held = kept[i] / slots;
+        held_page = reinterpret_cast<const Unit*>(old_page(a, a.old_heads[layer_head], held));
+      }
+      from[i] = held_page;
       from_k[i] = Order::key(from[i], kept[i] % slots, d);
       Order::prefetch_value(from[i], kept[i] % slots, slots, d);
     }
@@ -185,7 +191,7 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
                  const_cast<Unit*>(Order::key(to_page, slot, d)));
     Order::move_values(from, kept, n, to_page, slot, slots, d);
     for (int i = 0; i < n; ++i) {
-      a.positions[to.meta_slot + slot + i] = kept[i];
+      a.positions[to.meta_slot + slot + i] = a.kept_position[first + slot + i];
       a.values[to.meta_slot + slot + i] = a.kept_value[first + slot + i];
     }
   }

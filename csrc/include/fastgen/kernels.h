@@ -123,16 +123,18 @@ struct ValueNormArgs {
 
 struct CompactArgs {
   PagePool pool;
-  PagePool saved;    // copies of the C blocks that are in both rows; none has no address
-  BlockRow old_row;  // of blocks of the pool, [0, B), and of saved ones, [B, B + C)
+  PagePool saved;               // copies of the C blocks that are in both rows; none has no address
+  BlockRow old_row;             // of blocks of the pool, [0, B), and of saved ones, [B, B + C)
+  const HeadRecord* old_heads;  // [L*H]
   BlockRow new_row;
-  int num_kept;               // K
-  const int32_t* kept;        // [K] token positions
-  const int64_t* kept_start;  // [L*H + 1], of slots beyond a head's stock pages, which stay
-  const float* kept_value;    // [K]
-  const HeadRecord* heads;    // [L*H]
-  int32_t* positions;         // [B, L*H, S]
-  float* values;              // [B, L*H, S]
+  int num_kept;                  // K
+  const int32_t* kept;           // [K] slots of the old heads
+  const int32_t* kept_position;  // [K] of their tokens
+  const int64_t* kept_start;     // [L*H + 1], of slots beyond a head's stock pages, which stay
+  const float* kept_value;       // [K]
+  const HeadRecord* heads;       // [L*H]
+  int32_t* positions;            // [B, L*H, S]
+  float* values;                 // [B, L*H, S]
 };
 
 struct StoreArgs {

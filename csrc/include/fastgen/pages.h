@@ -1,4 +1,4 @@
-// Where a page lies. Two ways lead to it: a prompt's stock blocks and a compacted request's stream.
+// Where a page lies: the way from a slot of a head to memory.
 //
 //   page of (layer l, head h) in block b:   arena[l, b, h]
 //
@@ -15,8 +15,12 @@
 //   CUDA | K of slot | V of slot |  x S    [S, 2 * D], rows slot_stride apart, so that either of
 //        +-----------+-----------+         vLLM's orders, [H, S, 2 * D] and [S, H, 2 * D], fits
 //
-//   stock:   token n of (l, h)  ->  block row[n / S], page (l, h), slot n % S
-//   stream:  stream page p      ->  block row[p / LH], page (l, h) = divmod(p % LH, H)
+//   slot n of a head         ->  its page i = n / S, slot n % S
+//   page i of a head         ->  stream page p: what its record is for
+//   page p of a request      ->  block row[p / LH], page (l, h) = divmod(p % LH, H)
+//
+// A request that has not been compacted has a page stream, too, all of it stock pages: page i of
+// (l, h) is p = i * LH + l * H + h.
 #pragma once
 
 #include "fastgen/head_record.h"
@@ -75,8 +79,10 @@ struct StreamPage {
   int64_t meta_slot;  // slot 0 of the page in positions[B, L*H, S] and values[B, L*H, S]
 };
 
-FASTGEN_ANYWHERE static inline char* stock_page(const PagePool& pool, int layer, int32_t block,
-                                                int head) {
+// Page (layer, head) = divmod(in_block, H) of a block.
+FASTGEN_ANYWHERE static inline char* page_of_block(const PagePool& pool, int32_t block,
+                                                   int in_block) {
+  const int layer = in_block / pool.num_heads, head = in_block % pool.num_heads;
   return pool.arena +
          (layer * pool.layer_stride + block * pool.block_stride + head * pool.head_stride) *
              pool.element_size;
@@ -87,7 +93,7 @@ FASTGEN_ANYWHERE static inline StreamPage stream_page(const PagePool& pool, cons
   const int per_block = pages_per_block(pool);
   const int32_t block = row.blocks[page / per_block];
   const int in_block = page % per_block;
-  return {stock_page(pool, in_block / pool.num_heads, block, in_block % pool.num_heads),
+  return {page_of_block(pool, block, in_block),
           (static_cast<int64_t>(block) * per_block + in_block) * pool.page_slots};
 }
 
