@@ -14,9 +14,11 @@ void compact(const CompactArgs& a) {
   require(a.kept_start[0] == 0 && a.kept_start[layer_heads] == a.num_kept,
           "compact: kept_start must run from 0 to the ", a.num_kept, " tokens of kept, got ",
           a.kept_start[0], " to ", a.kept_start[layer_heads]);
-  for (int i = 0; i < a.num_kept; ++i) {
-    require(0 <= a.kept[i] && a.kept[i] < kMostSlots, "compact: kept must have slots in [0, ",
-            kMostSlots, "), got ", a.kept[i]);
+  const auto is_slot = [&](int i) { return static_cast<uint32_t>(a.kept[i]) < kMostSlots; };
+  bool all = true;
+  for (int i = 0; i < a.num_kept; ++i) all &= is_slot(i);
+  for (int i = 0; !all; ++i) {
+    require(is_slot(i), "compact: kept must have slots in [0, ", kMostSlots, "), got ", a.kept[i]);
   }
   contents.blocks("old_row", a.old_row, a.old_row.num_blocks,
                   a.pool.num_blocks + a.saved.num_blocks);

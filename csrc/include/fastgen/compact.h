@@ -38,11 +38,11 @@ FASTGEN_INLINE void save_first(int n, uint32_t* line, __m512i x) {
 }
 #endif
 
-// to[row, i] = column kept[i] of the row for i < n <= kColumns; from[i] is its element of row 0.
-// Rows are `stride` apart.
+// to[row, i] = column places[i] of its page's row for i < n <= kColumns; from[i] is its element of
+// row 0. Rows are `stride` apart.
 template <typename Element>
-FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept, int n, int stride,
-                                 int num_rows, Element* to) {
+FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* places, int n,
+                                 int stride, int num_rows, Element* to) {
 #if FASTGEN_VECTOR_BYTES == 64
   struct Share {  // of one line of a page that is read
     const Element* line;
@@ -52,7 +52,7 @@ FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept
   Share shares[kColumns<Element>];
   int num_shares = 0;
   for (int i = 0; i < n; ++i) {
-    const int place = kept[i] % kColumns<Element>;
+    const int place = places[i] % kColumns<Element>;
     if (num_shares == 0 || shares[num_shares - 1].line != from[i] - place) {
       shares[num_shares++] = {from[i] - place, 0, {}};
     }
@@ -69,7 +69,7 @@ FASTGEN_INLINE void move_columns(const Element* const* from, const int32_t* kept
   }
 #else
   bool run = n == kColumns<Element>;
-  for (int i = 1; i < n; ++i) run &= from[i] - from[0] == i && kept[i] - kept[0] == i;
+  for (int i = 1; i < n; ++i) run &= from[i] - from[0] == i && places[i] - places[0] == i;
   for (int row = 0; row < num_rows; ++row) {
     const int64_t column = static_cast<int64_t>(row) * stride;
     if (run) {
@@ -99,12 +99,12 @@ struct InColumns {
     const Unit* from = value(page, slot, slots, head_size);
     for (int j = 0; j < head_size; j += kTile) prefetch_span<kTile>(from + j);
   }
-  // Tokens at `kept` of the pages `from` become slots [slot, slot + n).
-  static void move_values(const Unit* const* from, const int32_t* kept, int n, Unit* to_page,
+  // What is at `places` of the pages `from` comes into slots [slot, slot + n).
+  static void move_values(const Unit* const* from, const int32_t* places, int n, Unit* to_page,
                           int slot, int slots, int head_size) {
     for (int i = 0; i < n; ++i) {
       __builtin_memcpy(const_cast<Unit*>(value(to_page, slot + i, slots, head_size)),
-                       value(from[i], kept[i] % slots, slots, head_size), head_size * sizeof(Unit));
+                       value(from[i], places[i], slots, head_size), head_size * sizeof(Unit));
     }
   }
 };
@@ -128,14 +128,14 @@ struct InPairs {
     for (int j = 0; j < head_size; j += kPairLanes) prefetch_span<kPairLanes>(from + j * slots / 2);
   }
   // As above; `slot` is even. The neighbour of an odd last token stays.
-  static void move_values(const Unit* const* from, const int32_t* kept, int n, Unit* to_page,
+  static void move_values(const Unit* const* from, const int32_t* places, int n, Unit* to_page,
                           int slot, int slots, int head_size) {
     for (int i = 0; i < n; i += 2) {
       const bool alone = i + 1 == n;
       Unit* to = const_cast<Unit*>(value(to_page, slot + i, slots, head_size));
-      const Unit* first = value(from[i], kept[i] % slots, slots, head_size);
-      const Unit* second = alone ? to : value(from[i + 1], kept[i + 1] % slots, slots, head_size);
-      const int shift = kept[i] % 2 * 16, second_shift = alone ? 16 : kept[i + 1] % 2 * 16;
+      const Unit* first = value(from[i], places[i], slots, head_size);
+      const Unit* second = alone ? to : value(from[i + 1], places[i + 1], slots, head_size);
+      const int shift = places[i] % 2 * 16, second_shift = alone ? 16 : places[i + 1] % 2 * 16;
       for (int64_t j = 0; j < static_cast<int64_t>(head_size) * slots / 2;
            j += kPairLanes * slots / 2) {
         Unit low[kPairLanes], high[kPairLanes];
@@ -171,25 +171,28 @@ static void compact_page(const CompactArgs& a, int layer_head, int page) {
   const int64_t left = a.kept_start[layer_head + 1] - first;
   const int count = left < slots ? static_cast<int>(left) : slots;
 
-  int32_t held = -1;  // of the old pages
-  const Unit* held_page = nullptr;
+  const Unit* old = nullptr;  // the old page that holds slots [old_begin, old_begin + S)
+  int32_t old_begin = -slots;
   for (int slot = 0; slot < count; slot += kMost) {
     const int n = count - slot < kMost ? count - slot : kMost;
     const int32_t* kept = a.kept + first + slot;
     const Unit* from[kMost];
     const Unit* from_k[kMost];
+    int32_t places[kMost];
     for (int i = 0; i < n; ++i) {
-      if (kept[i] / slots != held) {
-        held = kept[i] / slots;
-        held_page = reinterpret_cast<const Unit*>(old_page(a, a.old_heads[layer_head], held));
+      if (static_cast<uint32_t>(kept[i] - old_begin) >= static_cast<uint32_t>(slots)) {
+        const int32_t index = kept[i] / slots;
+        old = reinterpret_cast<const Unit*>(old_page(a, a.old_heads[layer_head], index));
+        old_begin = index * slots;
       }
-      from[i] = held_page;
-      from_k[i] = Order::key(from[i], kept[i] % slots, d);
-      Order::prefetch_value(from[i], kept[i] % slots, slots, d);
+      from[i] = old;
+      places[i] = kept[i] - old_begin;
+      from_k[i] = Order::key(old, places[i], d);
+      Order::prefetch_value(old, places[i], slots, d);
     }
-    move_columns(from_k, kept, n, Order::stride(slots), Order::num_units(d),
+    move_columns(from_k, places, n, Order::stride(slots), Order::num_units(d),
                  const_cast<Unit*>(Order::key(to_page, slot, d)));
-    Order::move_values(from, kept, n, to_page, slot, slots, d);
+    Order::move_values(from, places, n, to_page, slot, slots, d);
     for (int i = 0; i < n; ++i) {
       a.positions[to.meta_slot + slot + i] = a.kept_position[first + slot + i];
       a.values[to.meta_slot + slot + i] = a.kept_value[first + slot + i];
