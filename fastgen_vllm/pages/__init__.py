@@ -23,6 +23,8 @@ page stream; heads own intervals of it, so no table of page ids is stored or shi
                             appends           fixed_pages + rank + g * A + g // k * B
                             grows slowly      fixed_pages + k * A + rank + g * (k * A + B)
 
+A request that has not been compacted is a stream of stock blocks only: ``stock_records``.
+
 A step comes with every ``S`` tokens, from when the first head that appends is full, or from the
 end of the prompt if none appends. So a request of any length needs ``fixed_pages + A * steps +
 B * (steps // k)`` pages: five integers tell the scheduler everything. Waste: below one page per
