@@ -88,8 +88,7 @@ class FastGenRuntime:
             use_huge_pages(tensor)
         self._replayer = None
         if rotation is not None:
-            heads = self._stock_heads
-            self._replayer = Replayer(arena, heads, self._values, config.pool, rotation)
+            self._replayer = Replayer(arena, self._stock_heads, self._values, config.pool, rotation)
         self._free_lanes = list(range(max_requests))[::-1]
         self._requests: dict[str, TrackedRequest] = {}
         self._report = WorkerReport()
