@@ -29,6 +29,7 @@ def main() -> None:
             options.fastgen,
             max_model_len=2048,
             kv_cache_memory_bytes=2**27,
+            additional_config={"fastgen": {"when": "always"}},  # not only in a full pool
             enforce_eager=True,  # starts sooner, answers more slowly
         ),
     )

@@ -204,11 +204,13 @@ def test_after_bad_options_the_server_goes_on(client: openai.OpenAI) -> None:
 def test_metrics(server: Server, client: openai.OpenAI) -> None:
     before = server.metrics()
     chat(client)
+    chat(client, fastgen_when="always")
     chat(client, fastgen="off")
     deadline = time.monotonic() + 30
     names = {
         "compacted": 'fastgen_compactions_total{engine="0"}',
         "blocks": 'fastgen_blocks_given_back_total{engine="0"}',
+        "room": 'fastgen_uncompacted_requests_total{engine="0",reason="room"}',
         "shares": 'fastgen_kept_share_count{engine="0"}',
         "heads": 'fastgen_heads_total{engine="0",policy="coverage"}',
         "off": 'fastgen_uncompacted_requests_total{engine="0",reason="off"}',
@@ -233,7 +235,13 @@ def test_endpoints_show_what_the_server_does(server: Server, client: openai.Open
     heads = server.ask("heads")
     assert heads["prompts"] >= 1
     assert [len(layer) for layer in heads["kept_share"]] == [3] * 30
-    stream = client.completions.create(model=MODEL, prompt=LONG, max_tokens=900, stream=True)
+    stream = client.completions.create(
+        model=MODEL,
+        prompt=LONG,
+        max_tokens=900,
+        stream=True,
+        extra_body={"vllm_xargs": {"fastgen_when": "always"}},
+    )
     pieces = iter(stream)
     for _ in range(5):
         next(pieces)
