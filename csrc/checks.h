@@ -169,9 +169,7 @@ class Checks {
 
   // positions or values, parallel to the pages of the arena
   void metadata(const char* name, const Tensor& t, ScalarType dtype, const PagePool& pool) const {
-    contiguous(
-        name, t, dtype,
-        {arena_.size(1), static_cast<int64_t>(pool.num_layers) * pool.num_heads, pool.page_slots});
+    contiguous(name, t, dtype, {arena_.size(1), pages_per_block(pool), pool.page_slots});
   }
 
   // The blocks of one request.
