@@ -121,6 +121,9 @@ struct ValueNormArgs {
   float* norm;              // [L*H, N]
 };
 
+// Slots of an item of the CPU's value_norm.
+static inline int norm_run_slots(const ValueNormArgs& a) { return 8 * a.pool.page_slots; }
+
 struct CompactArgs {
   PagePool pool;
   PagePool saved;               // copies of the C blocks that are in both rows; none has no address
@@ -184,7 +187,7 @@ struct Kernels {
   void (*mass_add)(const AttentionMassArgs&, int head, int query_block, float* workspace);
   void (*compact)(const CompactArgs&, int layer_head, int page);
   void (*store)(const StoreArgs&, int request, int head);
-  void (*value_norm)(const ValueNormArgs&, int layer_head, int page);
+  void (*value_norm)(const ValueNormArgs&, int layer_head, int run);
   void (*replay_sample)(const ReplayArgs&, int head, int tile);
   void (*replay_rows)(const ReplayArgs&, int head, int tile, float* workspace);
   void (*replay_add)(const ReplayArgs&, int head, int tile);

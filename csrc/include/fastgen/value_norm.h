@@ -1,7 +1,8 @@
 // Value norms: the Euclidean norm of the value vector in every slot of a request's heads.
 //
-// item = (layer * H + head, page): one row of V after the other, squares summed in vectors. Bytes:
-// D elements read and one float written per token.
+// item = (layer * H + head, run of 8 pages): one row of V after the other, squares summed in
+// vectors; where the next page lies is worked out meanwhile. Bytes: D elements read and one float
+// written per token.
 #pragma once
 
 #include "fastgen/vector.h"
@@ -35,15 +36,23 @@ FASTGEN_INLINE void norm_of_rows(const PairedBFloat* v, int num_tokens, int slot
   }
 }
 
-static void value_norm(const ValueNormArgs& a, int layer_head, int page) {
+static void value_norm(const ValueNormArgs& a, int layer_head, int run) {
   const int d = a.pool.head_size, slots = a.pool.page_slots;
-  const int first = page * slots;
-  const int tokens = a.num_tokens - first < slots ? a.num_tokens - first : slots;
-  const char* data = head_page(a.pool, a.block_row, a.heads[layer_head], page).data;
-  float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens + first;
+  const int begin = run * norm_run_slots(a), most = begin + norm_run_slots(a);
+  const int end = most < a.num_tokens ? most : a.num_tokens;
+  const auto page_at = [&](int token) {
+    return head_page(a.pool, a.block_row, a.heads[layer_head], token / slots).data;
+  };
+  float* norm = a.norm + static_cast<int64_t>(layer_head) * a.num_tokens;
   with_type(a.pool, [&](auto type) {
-    const auto* k = reinterpret_cast<const typename decltype(type)::Element*>(data);
-    norm_of_rows(k + static_cast<int64_t>(slots) * d, tokens, slots, d, norm);
+    const char* page = page_at(begin);
+    for (int first = begin; first < end; first += slots) {
+      const int tokens = end - first < slots ? end - first : slots;
+      const char* next = first + slots < end ? page_at(first + slots) : nullptr;
+      const auto* k = reinterpret_cast<const typename decltype(type)::Element*>(page);
+      norm_of_rows(k + static_cast<int64_t>(slots) * d, tokens, slots, d, norm + first);
+      page = next;
+    }
   });
 }
 
