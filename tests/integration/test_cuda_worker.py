@@ -18,7 +18,8 @@ OPTIONS: dict[str, Any] = dict(
     skip_tokenizer_init=True, max_model_len=512, kv_cache_memory_bytes=2**21
 )
 PARAMS: dict[str, Any] = dict(max_tokens=40, detokenize=False)
-LENGTHS = [1, 31, 32, 33, 100, 150, 257, 300]
+PROMPTS = random_prompts([1, 31, 32, 33, 100, 150, 257, 300])
+PROMPTS += [PROMPTS[-1][:224] + tail for tail in random_prompts([20, 50], seed=2)]  # shared blocks
 WORKERS = {False: "FlashWorker", True: "InOrderFlashWorker"}
 
 
@@ -32,7 +33,7 @@ def flash_config(model: Path, fastgen: FastGenConfig, **options: Any) -> Any:
 @pytest.fixture(scope="module")
 def stock(tiny_llama: Path) -> list[list[int]]:
     config = engine_config(tiny_llama, None, **OPTIONS)
-    return tokens(generate(config, random_prompts(LENGTHS), **PARAMS)[0])
+    return tokens(generate(config, PROMPTS, **PARAMS)[0])
 
 
 @pytest.mark.parametrize(
@@ -51,12 +52,13 @@ def test_full_heads_answer_like_stock(
     tiny_llama: Path,
     stock: list[list[int]],
 ) -> None:
-    full = load_config("full").model_copy(update={"decode_kernel": decode_kernel})
+    changes = {"decode_kernel": decode_kernel, "observe": "replay"}
+    full = load_config("full").model_copy(update=changes)
     with flash.no_gpu():
         config = flash_config(tiny_llama, full, **variant)
-        results, engine = generate(config, random_prompts(LENGTHS), **PARAMS)
+        results, engine = generate(config, PROMPTS, **PARAMS)
     assert tokens(results) == stock
-    assert engine.stats.compactions >= len(LENGTHS)
+    assert engine.stats.compactions >= len(PROMPTS)
     if "num_gpu_blocks_override" in variant:
         assert engine.preemptions > 0, "the pool was not small enough to preempt"
 

@@ -49,7 +49,26 @@ def stock(tiny_llama: Path, prompts: list[list[int]]) -> list[list[int]]:
 def test_batch(
     variant: str, tiny_llama: Path, prompts: list[list[int]], stock: list[list[int]]
 ) -> None:
-    config = engine_config(tiny_llama, FULL, **(OPTIONS | VARIANTS[variant]))
+    check_batch(variant, FULL, tiny_llama, prompts, stock)
+
+
+@pytest.mark.parametrize("variant", ["async", "chunked", "small-pool", "small-pool-async"])
+def test_batch_of_replayed_prompts(
+    variant: str, tiny_llama: Path, prompts: list[list[int]], stock: list[list[int]]
+) -> None:
+    """Whose hits in the prefix cache are not cut, so that more is shared."""
+    replaying = FULL.model_copy(update={"observe": "replay"})
+    check_batch(variant, replaying, tiny_llama, prompts, stock)
+
+
+def check_batch(
+    variant: str,
+    fastgen: FastGenConfig,
+    tiny_llama: Path,
+    prompts: list[list[int]],
+    stock: list[list[int]],
+) -> None:
+    config = engine_config(tiny_llama, fastgen, **(OPTIONS | VARIANTS[variant]))
     results, engine = generate(config, prompts, **PARAMS)
     assert tokens(results) == stock
     assert engine.stats.compactions > 0
