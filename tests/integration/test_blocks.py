@@ -191,7 +191,7 @@ def test_only_blocks_that_are_in_both_rows_are_saved(
     calls: list[tuple[int, int, int]] = []
 
     def noting(*args: Any) -> None:
-        _, old_row, saved, new_row, *_ = args
+        _, old_row, _, saved, new_row, *_ = args
         calls.append((len(old_row), saved.shape[1], len(new_row)))
         compact(*args)
 
