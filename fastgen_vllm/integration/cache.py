@@ -191,12 +191,11 @@ class PerHeadManager(FullAttentionManager):
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        if (size := self._streams.get(request_id)) is None:
+        if not self.is_compacted(request_id):
             new = super().allocate_new_blocks(request_id, num_tokens, num_tokens_main_model)
             self._replayed.difference_update(block.block_id for block in new)
             return list(new)
-        missing = size.blocks(num_tokens) - self.num_blocks(request_id)
-        if missing <= 0:
+        if not (missing := self.num_missing(request_id, num_tokens)):
             return []
         blocks = self._take(missing)
         self.req_to_blocks[request_id].extend(blocks)

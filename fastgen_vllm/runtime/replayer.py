@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastgen_vllm import ops
 from fastgen_vllm.config import Pool
+from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.profile.replay import LAST, Rotation, whole_blocks
 from fastgen_vllm.runtime.replayed import replayed
 from fastgen_vllm.runtime.step import ObservedRows
@@ -76,7 +77,7 @@ class Replayer:
     def _is_asked(self, request: TrackedRequest) -> Tensor:
         """[N] bool, tokens on blocks whose own queries have been replayed."""
         page_slots = self._values.shape[-1]
-        asked = torch.ones(-(-request.num_prompt // page_slots), dtype=torch.bool)
+        asked = torch.ones(cdiv(request.num_prompt, page_slots), dtype=torch.bool)
         asked[list(request.unasked)] = False
         asked = asked.to(self._values.device, non_blocking=True)
         return asked.repeat_interleave(page_slots)[: request.num_prompt]

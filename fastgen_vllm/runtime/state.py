@@ -14,6 +14,7 @@ from fastgen_vllm.lifecycle import head_weights, plan_compaction
 from fastgen_vllm.memory import use_huge_pages
 from fastgen_vllm.pages import stock_records
 from fastgen_vllm.pages.fold import locate
+from fastgen_vllm.pages.size import cdiv
 from fastgen_vllm.policy.checked import PolicyError
 from fastgen_vllm.profile.observation import Observation
 from fastgen_vllm.profile.prompt import PromptProfile
@@ -169,7 +170,7 @@ class FastGenRuntime:
         """[num_stored - num_prompt] int32, classes of what was generated on a stock row."""
         slots = self._geometry.block_size
         first = num_prompt // slots
-        blocks = self._to_device(row[first : -(-num_stored // slots)], torch.int64)
+        blocks = self._to_device(row[first : cdiv(num_stored, slots)], torch.int64)
         classes = self._positions[blocks, 0].flatten()
         return classes[num_prompt - first * slots : num_stored - first * slots]
 
